@@ -1,0 +1,280 @@
+"""Every setting of a run, declared once: default, unit, help, limits.
+
+A run's configuration travels to every site, so it holds registered names only: no paths, no module names, no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+"""A registered name: letters, digits, '-' and '_'. Cannot express a path or an import."""
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+OptionValue = bool | int | float | Name
+
+Rule = tuple[bool, str, str, str]
+"""Whether a rule between settings is broken; the setting to name; what is wrong; how to mend it."""
+
+
+class Settings(BaseModel):
+    """Base of all tables: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class ModelSettings(Settings):
+    """Which model is trained."""
+
+    name: Name = Field("cnn", description="Registered name of the model (`coterie models` lists the built-in ones).")
+    options: dict[Name, OptionValue] = Field({}, description="Options of the model, such as `hidden = 128`.")
+
+
+class DataSettings(Settings):
+    """Which data is trained on, and how a simulation divides it among clients."""
+
+    name: Name = Field("fashion-mnist-10k", description="Registered name of the data set (`coterie data list`).")
+    partition: Literal["natural", "iid", "dirichlet", "shards", "size"] = Field(
+        "iid",
+        description="How a simulation divides the data: by the data's own groups (natural), evenly at random (iid), "
+        "with class shares drawn from Dirichlet(alpha), in shards of sorted classes, or in unequal sizes (size).",
+    )
+    clients: int = Field(
+        10,
+        ge=0,
+        le=10_000_000,
+        description="Number of simulated clients; 0 takes as many as the natural partition has.",
+    )
+    sites: list[str] = Field([], description="Keep only these clients of a natural partition; empty keeps all.")
+    pooled: bool = Field(False, description="Put all clients' examples into one client: training without federation.")
+    alpha: PositiveFloat = Field(0.5, description="Concentration of the Dirichlet partition; smaller is more skewed.")
+    shards_per_client: Positive = Field(2, description="Shards of sorted classes given to each client.")
+    size_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        10.0, description="Largest over smallest client in the size partition; sizes grow geometrically between."
+    )
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="Share of examples held out, where the data set has no held-out part of its own."
+    )
+    folds: int = Field(0, ge=0, le=1000, description="Cross-validation: number of folds; 0 uses one held-out part.")
+    fold: int = Field(0, ge=0, description="Cross-validation: which fold is held out, from 0.")
+    max_examples: int = Field(0, ge=0, description="Most training examples a client keeps; 0 keeps all.")
+    sequence_length: Positive = Field(80, description="Tokens in one example of text.")
+
+
+class TrainingSettings(Settings):
+    """What a client does in one round."""
+
+    local_epochs: int = Field(1, ge=0, description="Passes over the client's examples; used when local_steps is 0.")
+    local_steps: int = Field(0, ge=0, description="Fixed number of optimizer steps a round; required with privacy.")
+    batch_size: Positive = Field(
+        32, description="Examples in a step, without privacy.", json_schema_extra={"unit": "examples"}
+    )
+    max_physical_batch: Positive = Field(
+        256,
+        description="Most examples held in memory at once; larger batches are accumulated.",
+        json_schema_extra={"unit": "examples"},
+    )
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="Local optimizer.")
+    learning_rate: PositiveFloat = Field(0.1, description="Local learning rate in round 1.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Momentum of SGD; starts at zero every round."
+    )
+    weight_decay: NonNegativeFloat = Field(0.0, description="L2 penalty (sgd) or decoupled decay (adamw).")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="How the learning rate falls over rounds."
+    )
+    warmup_rounds: int = Field(0, ge=0, description="Rounds over which the learning rate rises to its value.")
+    shuffle: bool = Field(True, description="Visit examples in a new order every epoch (without privacy).")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where clients train.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 runs forward and backward under autocast; parameters stay float32."
+    )
+
+
+class StrategySettings(Settings):
+    """How the coordinator combines updates: Flower's own strategies by name."""
+
+    name: Literal[
+        "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad",
+        "qfedavg", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
+    ] = Field("fedavg", description="Flower strategy.")  # fmt: skip
+    proximal_mu: NonNegativeFloat = Field(0.01, description="FedProx: weight of the proximal term.")
+    server_learning_rate: PositiveFloat = Field(
+        1.0, description="FedAvgM: the server's learning rate. FedAdam, FedYogi and FedAdagrad call it eta."
+    )
+    server_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="FedAvgM: the server's momentum.")
+    beta_1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="FedAdam, FedYogi: decay of the first moment.")
+    beta_2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.99, description="FedAdam, FedYogi: decay of the second moment."
+    )
+    tau: PositiveFloat = Field(1e-3, description="FedAdam, FedYogi, FedAdagrad: adaptivity floor.")
+    q: NonNegativeFloat = Field(0.1, description="QFedAvg: fairness exponent.")
+    trim_fraction: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        0.2, description="FedTrimmedAvg: share of values cut from each end."
+    )
+    malicious_clients: int = Field(0, ge=0, description="Krum, MultiKrum, Bulyan: assumed number of malicious clients.")
+    clients_to_keep: Positive = Field(1, description="MultiKrum: number of updates that are averaged.")
+
+
+class CohortSettings(Settings):
+    """Who takes part in a round."""
+
+    size: int = Field(0, ge=0, description="Clients asked each round; 0 asks all.")
+    sampling: Literal["uniform", "balanced"] = Field(
+        "uniform",
+        description="uniform draws each cohort afresh; balanced lets every client take part equally often, "
+        "which bounds what any of them spends.",
+    )
+    min_survivors: Positive = Field(
+        1, description="Fewest updates that make a round; with fewer the model stays as it is."
+    )
+    deadline_seconds: NonNegativeFloat = Field(
+        0.0,
+        description="A client that has not answered by then failed; 0 waits for ever.",
+        json_schema_extra={"unit": "seconds"},
+    )
+
+
+class EvaluationSettings(Settings):
+    """What the coordinator measures on its own held-out data."""
+
+    every: int = Field(1, ge=0, description="Rounds between evaluations; 0 evaluates only the last model.")
+    batch_size: Positive = Field(
+        512, description="Examples in one evaluation step.", json_schema_extra={"unit": "examples"}
+    )
+    select: Literal["last", "best"] = Field(
+        "last",
+        description="Which round's model is the result: the last, or the best on the coordinator's held-out data.",
+    )
+    patience: int = Field(
+        0, ge=0, description="Stop after this many evaluations without a better accuracy; 0 never stops early."
+    )
+
+
+class PrivacySettings(Settings):
+    """What is protected, and how strongly. A privacy budget has no default."""
+
+    unit: Literal["none", "example"] = Field(
+        "none", description="Whom differential privacy protects: nobody (none), or each training example (example)."
+    )
+    target_epsilon: PositiveFloat | None = Field(
+        None, description="Epsilon that the whole run may cost a client, add/remove relation; calibrates the noise."
+    )
+    target_delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="Delta of the whole run.")
+    noise_multiplier: PositiveFloat | None = Field(
+        None, description="Noise standard deviation over the clipping norm, instead of target_epsilon."
+    )
+    max_grad_norm: PositiveFloat = Field(1.0, description="L2 bound on one example's gradient.")
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="Probability with which each example enters a step (Poisson sampling); public."
+    )
+    expected_batch_size: Positive = Field(
+        32, description="Public constant by which the noised sum is divided; never derived from a client's row count.",
+        json_schema_extra={"unit": "examples"},
+    )  # fmt: skip
+
+
+class SeedSettings(Settings):
+    """Seeds of everything that is random but not secret. Privacy noise never comes from a seed."""
+
+    data: Seed = Field(0, description="Seed of partitions and held-out parts.")
+    model: Seed = Field(0, description="Seed of the starting model.")
+    cohort: Seed = Field(0, description="Seed of the cohorts.")
+    training: Seed = Field(0, description="Seed of example order and dropout.")
+
+
+class SimulationSettings(Settings):
+    """What exists only in simulations; sites ignore it."""
+
+    byzantine_clients: int = Field(0, ge=0, description="Clients (the first ones) that send a scaled update.")
+    byzantine_scale: Annotated[float, Field(allow_inf_nan=False)] = Field(
+        -10.0, description="What byzantine clients multiply their update by."
+    )
+
+
+class ComparisonSettings(Settings):
+    """A study beside the run: each client alone, federated, with privacy and pooled, over identical folds."""
+
+    folds: int = Field(0, ge=0, le=1000, description="Folds of the comparison; 0 runs the federation once.")
+
+
+class RunConfig(Settings):
+    """One training from start to end: what every party of a run agrees on."""
+
+    name: Name = Field("run", description="Name of the run, part of its folder's name.")
+    rounds: Positive = Field(10, description="Rounds of federated training.")
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    training: TrainingSettings = TrainingSettings()
+    strategy: StrategySettings = StrategySettings()
+    cohort: CohortSettings = CohortSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    seeds: SeedSettings = SeedSettings()
+    simulation: SimulationSettings = SimulationSettings()
+    comparison: ComparisonSettings = ComparisonSettings()
+
+    @property
+    def private(self) -> bool:
+        """Whether differential privacy is on."""
+        return self.privacy.unit != "none"
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """Settings that contradict each other are refused before anything starts."""
+        for broken, key, problem, hint in (*self._data_rules(), *self._training_rules(), *self._privacy_rules()):
+            if broken:
+                raise ValueError(f"{key}|{problem}|{hint}")
+        return self
+
+    def _data_rules(self) -> Iterator[Rule]:
+        d, natural = self.data, self.data.partition == "natural"
+        yield d.clients == 0 and not natural, "data.clients", "is 0, which only the natural partition fills", "raise it"
+        yield bool(d.sites) and not natural, "data.sites", "needs data.partition = 'natural'", "set it, or remove sites"
+        yield d.folds == 1, "data.folds", "must be 0 or at least 2", "set data.folds = 0 for one held-out part"
+        yield d.fold > 0 and d.fold >= d.folds, "data.fold", "must lie below data.folds", "folds count from 0"
+
+    def _training_rules(self) -> Iterator[Rule]:
+        t, e, c = self.training, self.evaluation, self.cohort
+        yield (
+            t.local_epochs == 0 and t.local_steps == 0,
+            "training.local_epochs", "is 0 and so is training.local_steps: nothing to do", "set one of them",
+        )  # fmt: skip
+        yield t.momentum > 0 and t.optimizer != "sgd", "training.momentum", "belongs to optimizer = 'sgd'", "remove it"
+        yield e.patience > 0 and not e.every, "evaluation.patience", "needs evaluation.every >= 1", "set it to 1"
+        yield 0 < c.size < c.min_survivors, "cohort.min_survivors", "is more than cohort.size", "lower it"
+
+    def _privacy_rules(self) -> Iterator[Rule]:
+        p = self.privacy
+        yield (
+            self.private and (p.target_epsilon is None) == (p.noise_multiplier is None),
+            "privacy.target_epsilon", "a private run needs either this or privacy.noise_multiplier",
+            "for example --set privacy.target_epsilon=3",
+        )  # fmt: skip
+        yield (
+            self.private and self.training.local_steps == 0,
+            "training.local_steps", "must be fixed with privacy: epochs depend on the private number of rows",
+            "for example --set training.local_steps=1",
+        )  # fmt: skip
+        yield (
+            self.private and self.strategy.name == "qfedavg",
+            "strategy.name", "qfedavg needs every client's training loss, which a private run does not release",
+            "use fedavg, or privacy.unit = 'none'",
+        )  # fmt: skip
+
+    def canonical_json(self) -> str:
+        """The configuration as JSON with sorted keys: equal configurations give equal text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def digest(self) -> str:
+        """SHA-256 of `canonical_json`, in hex: names this configuration to every party."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
