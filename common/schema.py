@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
+import torch
 from torch import Tensor
 
 Kind = Literal["image", "tabular", "tokens"]
@@ -50,6 +51,12 @@ class Examples:
     def __len__(self) -> int:
         """Number of examples n."""
         return len(self.targets)
+
+    def to(self, device: torch.device) -> Self:
+        """The examples on `device`; the same object where they are there already."""
+        if self.targets.device == device:
+            return self
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
     def take(self, indices: Tensor) -> Self:
         """The examples at `indices` (int64[k])."""

@@ -107,6 +107,11 @@ class StrategySettings(Settings):
         "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad",
         "qfedavg", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan",
     ] = Field("fedavg", description="Flower strategy.")  # fmt: skip
+    weighting: Literal["examples", "equal"] = Field(
+        "examples",
+        description="How much a client counts in the mean: by its number of examples, as it reports it, or equally. "
+        "With privacy always equally.",
+    )
     proximal_mu: NonNegativeFloat = Field(0.01, description="FedProx: weight of the proximal term.")
     server_learning_rate: PositiveFloat = Field(
         1.0, description="FedAvgM: the server's learning rate. FedAdam, FedYogi and FedAdagrad call it eta."
@@ -204,7 +209,7 @@ class SimulationSettings(Settings):
 class ComparisonSettings(Settings):
     """A study beside the run: each client alone, federated, with privacy and pooled, over identical folds."""
 
-    folds: int = Field(0, ge=0, le=1000, description="Folds of the comparison; 0 runs the federation once.")
+    enabled: bool = Field(False, description="Whether to run it; needs data.folds.")
 
 
 class RunConfig(Settings):
@@ -241,6 +246,7 @@ class RunConfig(Settings):
         yield d.clients == 0 and not natural, "data.clients", "is 0, which only the natural partition fills", "raise it"
         yield bool(d.sites) and not natural, "data.sites", "needs data.partition = 'natural'", "set it, or remove sites"
         yield d.folds == 1, "data.folds", "must be 0 or at least 2", "set data.folds = 0 for one held-out part"
+        yield self.comparison.enabled and not d.folds, "comparison.enabled", "needs data.folds", "set data.folds = 10"
         yield d.fold > 0 and d.fold >= d.folds, "data.fold", "must lie below data.folds", "folds count from 0"
 
     def _training_rules(self) -> Iterator[Rule]:

@@ -1,0 +1,159 @@
+"""Local training: a plain loop, and the same loop with differential privacy.
+
+Both take the model as it was loaded and change its parameters in place.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own name for it
+
+from common.config import TrainingSettings
+from common.privacy import NoiseSource, PrivacyPlan
+from common.privacy.noise import poisson_sample
+from common.privacy.optimizer import PrivateOptimizer, trainable
+from common.schema import Examples
+
+
+def train_plain(
+    model: nn.Module, examples: Examples, settings: TrainingSettings, *, learning_rate: float, proximal_mu: float = 0.0
+) -> float:
+    """Train without privacy; the mean training loss over all steps.
+
+    Order of examples and dropout follow torch's global generator. With `proximal_mu`, every step also pulls towards the
+    parameters at the start (FedProx: Li et al. 2020, eq. 2).
+    """
+    model.train()
+    parameters = list(trainable(model))
+    optimizer = make_optimizer(parameters, settings, learning_rate)
+    start = [p.detach().clone() for p in parameters] if proximal_mu else []
+    cast = _autocast(settings, parameters[0].device)
+    total, steps = torch.zeros((), device=parameters[0].device), 0
+    for batch in _batches(examples, settings):
+        optimizer.zero_grad()
+        for part in _physical(batch, settings.max_physical_batch):
+            with cast:
+                loss = mean_loss(model(part.inputs), part.targets)
+            scaled = loss if len(part) == len(batch) else loss * (len(part) / len(batch))
+            scaled.backward()  # type: ignore[no-untyped-call]
+            total += scaled.detach()
+        for parameter, origin in zip(parameters, start, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
+        optimizer.step()
+        steps += 1
+    return total.item() / steps
+
+
+def train_private(
+    model: nn.Module,
+    examples: Examples,
+    settings: TrainingSettings,
+    *,
+    plan: PrivacyPlan,
+    learning_rate: float,
+    source: NoiseSource,
+) -> None:
+    """Train with DP-SGD (Abadi et al. 2016, algorithm 1), protecting each example; returns nothing that was not noised.
+
+    `model` must have Opacus' per-example gradient hooks attached. Each of the plan's steps takes a fresh Poisson
+    sample; a step over an empty sample still adds noise.
+    """
+    model.train()
+    parameters = list(trainable(model))
+    optimizer = PrivateOptimizer(make_optimizer(parameters, settings, learning_rate), plan=plan, source=source)
+    cast = _autocast(settings, parameters[0].device)
+    with warnings.catch_warnings():
+        # Opacus hooks every layer; that the first one's input needs no gradient is as it should be.
+        warnings.filterwarnings("ignore", "Full backward hook is firing")
+        for _ in range(plan.local_steps):
+            chosen = poisson_sample(len(examples), rate=plan.sampling_rate, source=source).to(examples.targets.device)
+            for part in _physical(examples.take(chosen), settings.max_physical_batch):
+                with cast:
+                    losses = example_losses(model(part.inputs), part.targets)
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+                optimizer.accumulate()
+            optimizer.finish_step()
+
+
+def make_optimizer(
+    parameters: list[nn.Parameter], settings: TrainingSettings, learning_rate: float
+) -> torch.optim.Optimizer:
+    """A fresh local optimizer: no state survives a round."""
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(parameters, lr=learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+
+def learning_rate_at(settings: TrainingSettings, server_round: int, rounds: int) -> float:
+    """The local learning rate of `server_round` (from 1): warm-up, then the schedule down to zero after the last
+    round.
+    """
+    base, warmup = settings.learning_rate, settings.warmup_rounds
+    if server_round <= warmup:
+        return base * server_round / (warmup + 1)
+    progress = (server_round - 1 - warmup) / max(1, rounds - warmup)
+    if settings.schedule == "cosine":
+        return base * 0.5 * (1 + math.cos(math.pi * progress))
+    if settings.schedule == "linear":
+        return base * (1 - progress)
+    return base
+
+
+def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy averaged over examples, and over positions for next-token targets."""
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+
+
+def example_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """float32[n]: each example's cross-entropy, averaged over its positions for next-token targets."""
+    losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
+    return losses.view(len(targets), -1).mean(1)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then Apple's MPS, then the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _batches(examples: Examples, settings: TrainingSettings) -> Iterator[Examples]:
+    """Batches of one round: whole epochs, or as many steps as are fixed, going round as often as needed."""
+    count, size = len(examples), settings.batch_size
+    per_epoch = -(-count // size)
+    steps = settings.local_steps or settings.local_epochs * per_epoch
+    shuffled = examples
+    for step in range(steps):
+        position = step % per_epoch
+        if position == 0 and settings.shuffle:
+            shuffled = examples.take(torch.randperm(count).to(examples.targets.device))
+        yield _slice(shuffled, position * size, size)
+
+
+def _physical(batch: Examples, most: int) -> Iterator[Examples]:
+    """Parts of a batch that fit in memory; none of an empty one."""
+    if 0 < len(batch) <= most:
+        yield batch
+        return
+    for begin in range(0, len(batch), most):
+        yield _slice(batch, begin, most)
+
+
+def _slice(examples: Examples, begin: int, size: int) -> Examples:
+    end = begin + size
+    return Examples(inputs=examples.inputs[begin:end], targets=examples.targets[begin:end])
+
+
+def _autocast(settings: TrainingSettings, device: torch.device) -> AbstractContextManager[object]:
+    if settings.precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

@@ -1,0 +1,174 @@
+"""Dividing a data set among clients, as the settings of a run say."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+from common.config.settings import DataSettings
+from common.data.collection import Collection, Integers, Mask, slug
+from common.data.loading import load_source
+from common.data.partition import client_name, draw_rule, iid
+from common.data.split import held_out
+from common.errors import DataError
+from common.schema import ClientData, Examples, Federation
+from common.site import Site
+
+POOLED = "pooled"
+"""Name of the one client that holds everybody's examples."""
+
+
+class _Draw(IntEnum):
+    """Independent streams of one seed: changing one use of randomness leaves the others as they are."""
+
+    SPLIT = 0
+    RULE = 1
+    TRAIN = 2
+    TEST = 3
+    CAP = 4
+
+
+def load_federation(settings: DataSettings, *, seed: int, site: Site) -> Federation:
+    """The data set `settings.name`, divided among clients.
+
+    The held-out part `test` depends on the data set, the seed, `test_fraction` and folds only; it stays whole whatever
+    the partition, `sites`, `clients`, `pooled` or `max_examples` are. Each client's own `test` is the part of it that
+    falls to the client: its group's (natural), or a part divided by the same rule, with the same class shares, as the
+    training examples. Where there are fewer held-out examples than clients, some clients have none.
+
+    A site's own data without a `group` is one natural group, named after the data set. A python source divides itself;
+    `sites`, `max_examples` and `pooled` apply to what it returns.
+
+    **Guarantee**: no client's `train` is empty; no training example is in `test`; equal settings and seed give equal
+    federations, on every machine.
+
+    Raises:
+        DataError: There is no such data set, it cannot be read, or it cannot be divided like this.
+        DataUnavailableError: It has to be fetched first.
+    """
+    loaded = load_source(settings, seed=seed, site=site)
+    federation = loaded if isinstance(loaded, Federation) else _divide(loaded, settings, seed)
+    clients = _chosen(federation.clients, settings)
+    clients = [_capped(client, settings.max_examples, _rng(seed, _Draw.CAP, i)) for i, client in enumerate(clients)]
+    if settings.pooled:
+        clients = [
+            ClientData(
+                name=POOLED,
+                train=_joined([client.train for client in clients]),
+                test=_joined([client.test for client in clients]),
+            )
+        ]
+    return Federation(schema=federation.schema, clients=tuple(clients), test=federation.test)
+
+
+def _rng(seed: int, *stream: int) -> np.random.Generator:
+    """The generator of one stream. Simulated partitions are public: nothing secret rests on it."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
+
+
+def _divide(collection: Collection, settings: DataSettings, seed: int) -> Federation:
+    """All clients of a partition, with all their examples."""
+    held = held_out(collection, settings, rng=_rng(seed, _Draw.SPLIT))
+    train, test = np.flatnonzero(~held), np.flatnonzero(held)
+    if settings.partition == "natural":
+        parts = _natural(collection, settings, held)
+    else:
+        parts = _by_rule(collection, settings, seed, train, test)
+    return Federation(
+        schema=collection.schema,
+        clients=tuple(
+            ClientData(name=name, train=_at(collection.examples, own), test=_at(collection.examples, own_test))
+            for name, own, own_test in parts
+        ),
+        test=_at(collection.examples, test),
+    )
+
+
+def _natural(collection: Collection, settings: DataSettings, held: Mask) -> list[tuple[str, Integers, Integers]]:
+    """Name, training and held-out indices of each of the data's own groups."""
+    if collection.group_of is None:
+        raise DataError(
+            f"{settings.name} has no groups of its own",
+            hint="set data.partition = 'iid'; in site.toml, `group` names the column that holds the client",
+        )
+    parts = [
+        (name, np.flatnonzero((collection.group_of == i) & ~held), np.flatnonzero((collection.group_of == i) & held))
+        for i, name in enumerate(collection.groups)
+    ]
+    for name, own, _ in parts:
+        if not len(own):
+            raise DataError(
+                f"{settings.name}: {name} would have no examples to train on",
+                hint="lower data.test_fraction, or leave out groups with very few rows",
+            )
+    return parts
+
+
+def _by_rule(
+    collection: Collection, settings: DataSettings, seed: int, train: Integers, test: Integers
+) -> list[tuple[str, Integers, Integers]]:
+    """Name, training and held-out indices of each simulated client."""
+    if collection.schema.per_position and settings.partition in {"dirichlet", "shards"}:
+        raise DataError(
+            f"data.partition = '{settings.partition}' needs one class an example, and {settings.name} is running text",
+            hint="set data.partition = 'natural', 'iid' or 'size'",
+        )
+    targets = collection.examples.targets.numpy()
+    labels = np.zeros(len(targets), np.int64) if collection.schema.per_position else targets
+    rule = draw_rule(settings, num_classes=collection.schema.num_classes, rng=_rng(seed, _Draw.RULE))
+    own = rule(labels[train], _rng(seed, _Draw.TRAIN))
+    if len(test) >= settings.clients:
+        own_test = rule(labels[test], _rng(seed, _Draw.TEST))
+    else:
+        few = iid(labels[test], clients=len(test), rng=_rng(seed, _Draw.TEST))
+        own_test = [*few, *[np.empty(0, np.int64)] * (settings.clients - len(test))]
+    return [
+        (client_name(i, settings.clients), train[a], test[b])
+        for i, (a, b) in enumerate(zip(own, own_test, strict=True))
+    ]
+
+
+def _chosen(clients: Sequence[ClientData], settings: DataSettings) -> list[ClientData]:
+    """The clients that `sites` and `clients` keep of a natural partition, in its order."""
+    if settings.sites:
+        known = {client.name for client in clients}
+        for wanted in settings.sites:
+            if wanted not in known:
+                near = difflib.get_close_matches(slug(wanted), sorted(known), n=1, cutoff=0.4)
+                raise DataError(
+                    f"data.sites: {settings.name} has no client `{wanted}`",
+                    hint=f"did you mean `{near[0]}`?" if near else f"it has {len(known)} clients",
+                )
+        return [client for client in clients if client.name in settings.sites]
+    if settings.partition != "natural" or settings.clients == 0:
+        return list(clients)
+    if settings.clients > len(clients):
+        raise DataError(
+            f"{settings.name} has {len(clients)} natural clients, not {settings.clients}",
+            hint="set data.clients = 0 to take them all",
+        )
+    return list(clients[: settings.clients])
+
+
+def _capped(client: ClientData, most: int, rng: np.random.Generator) -> ClientData:
+    """The client with at most `most` training examples, drawn at random; 0 keeps all."""
+    if most == 0 or len(client.train) <= most:
+        return client
+    kept = np.sort(rng.permutation(len(client.train))[:most])
+    return ClientData(name=client.name, train=_at(client.train, kept), test=client.test)
+
+
+def _at(examples: Examples, indices: Integers) -> Examples:
+    """The examples at `indices`, as a copy."""
+    return examples.take(torch.from_numpy(np.asarray(indices, np.int64)))
+
+
+def _joined(parts: list[Examples]) -> Examples:
+    """Several clients' examples, one after the other."""
+    return Examples(
+        inputs=torch.cat([part.inputs for part in parts]), targets=torch.cat([part.targets for part in parts])
+    )

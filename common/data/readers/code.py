@@ -1,0 +1,113 @@
+"""python: a site's own function that builds a `Federation`.
+
+This runs code. The file is named by the site's own `site.toml` or command line, never by a run's configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+import torch
+
+from common.config.settings import DataSettings
+from common.errors import CoterieError, DataError
+from common.schema import ClientData, DataSchema, Examples, Federation
+
+
+def call_function(target: str, *, folder: Path, settings: DataSettings, seed: int) -> Federation:
+    """What `file.py:function(settings, seed)` returns, checked.
+
+    Args:
+        target: File and function; a relative file starts from `folder`.
+        folder: Folder of `site.toml`, or of the command line.
+        settings: The run's data settings.
+        seed: The run's data seed.
+
+    Raises:
+        DataError: File or function is missing, it fails, or what it returns is not a sound Federation.
+    """
+    file, colon, name = target.rpartition(":")
+    if not colon or not name.isidentifier():
+        raise DataError(f"python:{target} names no function", hint="write python:file.py:function")
+    path = (folder / file).resolve()
+    if not path.is_file():
+        raise DataError(f"{path} does not exist", hint="the path starts from the folder of site.toml")
+    try:
+        function = getattr(_load(path), name, None)
+        if not callable(function):
+            raise DataError(f"{path.name} has no function `{name}`", hint="check the name after the colon")
+        federation = cast("Callable[[DataSettings, int], object]", function)(settings, seed)
+    except CoterieError:
+        raise
+    except Exception as e:
+        # The kind only: its text can quote data. The chained exception keeps it for a debugger.
+        raise DataError(
+            f"{target} failed with {type(e).__name__}", hint="call the function by itself to see why"
+        ) from e
+    if not isinstance(federation, Federation):
+        raise DataError(f"{target} returned a {type(federation).__name__}", hint="return a common.schema.Federation")
+    _check(federation, where=target)
+    return federation
+
+
+def _load(path: Path) -> ModuleType:
+    """The file as a module under a name of its own, so that it shadows no installed one."""
+    name = f"coterie_site_data_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise DataError(f"{path.name} is not a Python file", hint="name a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _check(federation: Federation, *, where: str) -> None:
+    """Refuse a Federation without clients, with an empty client, or whose tensors do not fit its schema."""
+    if not federation.clients:
+        raise DataError(f"{where}: there are no clients", hint="return at least one ClientData")
+    names = [client.name for client in federation.clients]
+    if len(set(names)) < len(names):
+        raise DataError(f"{where}: two clients have the same name", hint="give each client a name of its own")
+    for client in federation.clients:
+        if len(client.train) == 0:
+            raise DataError(f"{where}: client {client.name} has no training examples", hint="leave it out")
+        _fit(client, federation.schema, where=where)
+    _fit_examples(federation.test, federation.schema, where=f"{where}: the held-out part")
+
+
+def _fit(client: ClientData, schema: DataSchema, *, where: str) -> None:
+    """Check both parts of a client."""
+    _fit_examples(client.train, schema, where=f"{where}: client {client.name}, train")
+    _fit_examples(client.test, schema, where=f"{where}: client {client.name}, test")
+
+
+def _fit_examples(examples: Examples, schema: DataSchema, *, where: str) -> None:
+    """Check shapes, types and ranges against the schema."""
+    n = len(examples)
+    input_type = torch.int64 if schema.kind == "tokens" else torch.float32
+    target_shape = (n, *schema.input_shape) if schema.per_position else (n,)
+    if tuple(examples.inputs.shape) != (n, *schema.input_shape) or examples.inputs.dtype != input_type:
+        raise DataError(
+            f"{where}: inputs are {examples.inputs.dtype}{list(examples.inputs.shape)}",
+            hint=f"the schema says {input_type}{[n, *schema.input_shape]}",
+        )
+    if tuple(examples.targets.shape) != target_shape or examples.targets.dtype != torch.int64:
+        raise DataError(
+            f"{where}: targets are {examples.targets.dtype}{list(examples.targets.shape)}",
+            hint=f"the schema says torch.int64{list(target_shape)}",
+        )
+    if n and not (examples.targets.min() >= 0 and examples.targets.max() < schema.num_classes):
+        raise DataError(f"{where}: targets lie outside 0..{schema.num_classes - 1}", hint="raise schema.num_classes")
+    if n and not torch.isfinite(examples.inputs).all():
+        raise DataError(f"{where}: inputs are not all finite", hint="replace missing values")

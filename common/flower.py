@@ -1,0 +1,109 @@
+"""All that Coterie takes from Flower beyond its public API, in one place; flwr is pinned because of it.
+
+Used names that are not public: `TaskIdentity` (a `Message` cannot be built outside a Flower task without it), the
+fields behind `Message.metadata` (a transport has to set the message's id and run), and `flwr.supercore.logger`
+(Flower logs each step of a strategy). `tests/common/test_flower.py` has a test for each.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
+
+from common.errors import FailureCode
+
+RUN_ID = 1
+SERVER_NODE_ID = 1
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+"""Keys of the records in every message; the first two are Flower's own defaults."""
+WEIGHT = "num-examples"
+"""Metric by which Flower's strategies weigh a reply."""
+
+
+def prepare_process() -> None:
+    """Let this process build Flower messages outside a Flower task, and keep Flower's own log to warnings.
+
+    Does nothing to an identity that Flower itself has set.
+    """
+    if TaskIdentity.__dict__["_run_id"] is None:  # the property raises while it is unset
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE_ID, 1
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+
+
+class NumpyArray(Array):
+    """A Flower `Array` that holds a numpy array and encodes it only when its bytes are asked for.
+
+    Flower's own encodes when it is made and decodes at every `numpy()`: five times the cost of a small model's
+    training.
+    """
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.__dict__.update(dtype=str(values.dtype), shape=values.shape, stype="numpy.ndarray", _values=values)
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The array in npy format, encoded now."""
+        buffer = BytesIO()
+        np.save(buffer, self.__dict__["_values"], allow_pickle=False)
+        return buffer.getvalue()
+
+    def numpy(self) -> NDArray[Any]:
+        """The array itself, not a copy: do not write to it."""
+        values: NDArray[Any] = self.__dict__["_values"]
+        return values
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        """Travels between Flower's own processes as a plain `Array`."""
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+
+def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """An `ArrayRecord` over these arrays, without copying or encoding them."""
+    record = ArrayRecord()  # given a dict it would encode every array
+    for name, values in arrays.items():
+        record[name] = NumpyArray(values)
+    return record
+
+
+def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """The arrays of a record by name; not to be written to."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def stamp(message: Message, *, message_id: str) -> Message:
+    """Give a message what Flower's transport would: an id and the run's identity. Returns the same message."""
+    message.metadata.__dict__.update(_message_id=message_id, _run_id=RUN_ID, _src_node_id=SERVER_NODE_ID)
+    return message
+
+
+def failure_reply(message: Message, failure: FailureCode) -> Message:
+    """A reply that says why there is no update, and nothing else."""
+    return Message(Error(code=int(failure), reason=failure.sentence), reply_to=message)
+
+
+def failure_of(reply: Message) -> FailureCode | None:
+    """Why a reply has no update; None if it has one. Flower's own error codes read as a failed client."""
+    if not reply.has_error():
+        return None
+    try:
+        return FailureCode(reply.error.code)
+    except ValueError:
+        return FailureCode.CLIENT_FAILED
+
+
+def client_context(*, node_id: int, partition: int, state: RecordDict | None = None) -> Context:
+    """A Flower `Context` for one simulated client."""
+    return Context(
+        run_id=RUN_ID,
+        node_id=node_id,
+        node_config={"partition-id": partition},
+        state=RecordDict() if state is None else state,
+        run_config={},
+    )

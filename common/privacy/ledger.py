@@ -1,0 +1,95 @@
+"""The append-only record of privacy events: written and flushed to disk before the first noisy step."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from common.errors import BudgetExhaustedError, LedgerError
+from common.privacy.accountant import spent_epsilon
+from common.privacy.events import PrivacyEvent, event_from_dict, event_to_dict
+
+
+class Ledger(Protocol):
+    """Where a client keeps its privacy events."""
+
+    def events(self) -> list[PrivacyEvent]:
+        """All events so far, oldest first."""
+
+    def reserve(self, event: PrivacyEvent, *, budget: tuple[float, float]) -> float:
+        """Write `event` durably if it stays within `budget` (epsilon, delta); the epsilon spent including it.
+
+        Guarantee: When this returns, the event survives a crash. It is never taken back: a crash afterwards costs
+        budget, not privacy.
+
+        Raises:
+            BudgetExhaustedError: The event would overspend. Nothing was written.
+            LedgerError: The ledger cannot be read or written. Nothing may be released.
+        """
+
+
+class FileLedger:
+    """One client's events as JSON lines in one file, locked while it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def events(self) -> list[PrivacyEvent]:
+        """All events so far, oldest first.
+
+        Raises:
+            LedgerError: A line is damaged, unknown or cut off. Nothing is skipped: what cannot be read cannot be
+            counted.
+        """
+        try:
+            return _parse(self._path.read_bytes(), self._path)
+        except FileNotFoundError:
+            return []
+        except OSError as e:
+            raise _cannot(self._path, e) from e
+
+    def reserve(self, event: PrivacyEvent, *, budget: tuple[float, float]) -> float:
+        """See `Ledger.reserve`."""
+        epsilon, delta = budget
+        line = json.dumps(event_to_dict(event), sort_keys=True).encode() + b"\n"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a+b", buffering=0) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.seek(0)
+                spent = spent_epsilon([*_parse(file.read(), self._path), event], delta=delta)
+                if spent > epsilon:
+                    raise BudgetExhaustedError(
+                        f"this round would bring the spent epsilon to {spent:.4g}, above {epsilon:.4g}",
+                        hint="the site goes on without this run; only its administrator can raise the budget",
+                    )
+                if file.write(line) != len(line):
+                    raise LedgerError(f"{self._path}: the disk is full", hint="free space; nothing was trained")
+                os.fsync(file.fileno())
+        except OSError as e:
+            raise _cannot(self._path, e) from e
+        return spent
+
+
+def _parse(data: bytes, path: Path) -> list[PrivacyEvent]:
+    if data and not data.endswith(b"\n"):
+        raise LedgerError(
+            f"{path}: the last event is cut off", hint="restore the file, or start a new data set's ledger"
+        )
+    try:
+        return [event_from_dict(json.loads(line)) for line in data.splitlines()]
+    except (ValueError, AttributeError, TypeError) as e:
+        raise LedgerError(f"{path} is damaged", hint="restore the file; a damaged ledger cannot be counted") from e
+
+
+def _cannot(path: Path, error: OSError) -> LedgerError:
+    return LedgerError(f"{path}: {error.strerror}", hint="nothing was trained; mend the file system and try again")
+
+
+def total_spent(ledgers: Sequence[Ledger], *, delta: float) -> list[float]:
+    """Epsilon spent by each ledger, in their order."""
+    return [spent_epsilon(ledger.events(), delta=delta) for ledger in ledgers]

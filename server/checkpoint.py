@@ -1,0 +1,240 @@
+"""A run's state between two rounds, in one file that is either whole or not there. Never pickle.
+
+A checkpoint is a safetensors file with arrays `model/...`, `strategy/...` and `best/...`. Its header carries everything
+else as JSON, and a SHA-256 over all of it: safetensors notices a file that was cut off, not one whose bytes changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from common.errors import RunError
+
+Arrays = Mapping[str, NDArray[Any]]
+
+KEPT: Final = 2
+_VERSION: Final = 1
+_HEADER: Final = "checkpoint"
+_NAME: Final = re.compile(r"round-(\d{5,})\.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Checkpoint:
+    """All that a run needs to go on as if it had not stopped.
+
+    Attributes:
+        server_round: The last completed round; 0 is the starting model.
+        config_digest: `RunConfig.digest()` of the run.
+        arrays: The model, in the model's key order.
+        strategy: What `strategies.strategy_state` returned.
+        sampler: What `CohortSampler.state` returned.
+        progress: Small and JSON-able: the best round so far, what patience has counted, spent budget.
+        best_arrays: The best model so far, where the run selects it.
+        warnings: On loading, what was wrong with newer files; one sentence each.
+    """
+
+    server_round: int
+    config_digest: str
+    arrays: Arrays
+    strategy: Arrays = field(default_factory=dict)
+    sampler: Mapping[str, int] = field(default_factory=dict)
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    best_arrays: Arrays | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class _DamagedError(Exception):
+    """A file is not the checkpoint that was written."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint and remove all but the newest two; those of later rounds belong to a course given up.
+
+    Args:
+        folder: The run's folder of checkpoints; made if missing. Only the process that holds the run's lock writes it.
+        checkpoint: Arrays of any layout in memory; booleans, integers and floats of 16 to 64 bits.
+
+    Guarantee:
+        Older checkpoints are removed only once the new one is on the disk.
+
+    Raises:
+        RunError: The disk is full, the folder cannot be written, or an array has a dtype that cannot be saved. Earlier
+            checkpoints are still there.
+        TypeError: `progress` is not JSON-able.
+    """
+    spaces = {"model": checkpoint.arrays, "strategy": checkpoint.strategy}
+    if checkpoint.best_arrays is not None:
+        spaces["best"] = checkpoint.best_arrays
+    body = json.dumps(
+        {
+            "version": _VERSION,
+            "server_round": checkpoint.server_round,
+            "config_digest": checkpoint.config_digest,
+            "sampler": dict(checkpoint.sampler),
+            "progress": dict(checkpoint.progress),
+            "keys": {space: list(arrays) for space, arrays in spaces.items()},  # safetensors sorts them
+        }
+    )
+    tensors = {f"{space}/{name}": _plain(values) for space, arrays in spaces.items() for name, values in arrays.items()}
+    header = {_HEADER: json.dumps({"body": body, "sha256": _digest(body, tensors)})}
+    path = folder / f"round-{checkpoint.server_round:05d}.safetensors"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=header)
+        except SafetensorError as e:
+            raise RunError(f"{path} cannot be written: {e}", hint="free some space, or mend the folder") from e
+    with disk_errors(folder):
+        _prune(folder, checkpoint.server_round)
+    return path
+
+
+def load_checkpoint(folder: Path, config_digest: str) -> Checkpoint | None:
+    """The newest checkpoint that is whole, or None where there is none at all.
+
+    Args:
+        folder: The run's folder of checkpoints; may be missing.
+        config_digest: `RunConfig.digest()` of the configuration that wants to go on.
+
+    Guarantee:
+        Every array is byte for byte what was saved, in the same order, with the same dtype and shape, and writable.
+
+    Raises:
+        RunError: The checkpoint is of another configuration or version, all are damaged, or they cannot be read.
+    """
+    warnings: tuple[str, ...] = ()
+    for _, path in reversed(checkpoint_files(folder)):
+        try:
+            checkpoint = _read(path)
+        except _DamagedError as e:
+            warnings += (f"{path.name} is damaged ({e}) and was passed over",)
+            continue
+        if checkpoint.config_digest != config_digest:
+            raise RunError(
+                f"{path} is a checkpoint of another configuration",
+                hint="resume with the run's own run.toml, or start a new run",
+            )
+        return replace(checkpoint, warnings=warnings)
+    if warnings:
+        raise RunError(f"{folder} holds no checkpoint that is whole: {'; '.join(warnings)}", hint="start a new run")
+    return None
+
+
+def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
+    """Round and path of all checkpoints, whole or damaged, oldest first."""
+    if not folder.is_dir():
+        return []
+    matches = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what is written there replaces `path` when the block ends without error.
+
+    Guarantee:
+        Whenever the process or the machine stops, `path` is what it was before or what was written, never a part of it.
+
+    Raises:
+        RunError: The disk is full or the folder cannot be written. `path` is unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path, action: Literal["read", "written"] = "written") -> Iterator[None]:
+    """Turn what the operating system refuses into a RunError that says what to do."""
+    try:
+        yield
+    except OSError as e:
+        hint = {
+            errno.ENOSPC: "free some space, then resume the run",
+            errno.EDQUOT: "free some of your quota, then resume the run",
+            errno.EROFS: "the disk is read-only: choose another folder",
+            errno.EACCES: "choose another folder, or mend its permissions",
+            errno.EPERM: "choose another folder, or mend its permissions",
+        }.get(e.errno or 0, "check the path and the disk")
+        raise RunError(f"{path} cannot be {action}: {e.strerror or e}", hint=hint) from e
+
+
+def _read(path: Path) -> Checkpoint:
+    """One file, verified before anything in it is believed."""
+    try:
+        with disk_errors(path, "read"), safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        if header["sha256"] != _digest(header["body"], tensors):
+            raise _DamagedError("its digest differs")
+        body = json.loads(header["body"])
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as e:
+        raise _DamagedError("it is incomplete or not a checkpoint") from e
+    if body["version"] != _VERSION:
+        raise RunError(f"{path} was written by another version", hint="resume with the version that wrote it")
+    spaces = {
+        space: {name: tensors[f"{space}/{name}"].copy() for name in names} for space, names in body["keys"].items()
+    }
+    return Checkpoint(
+        server_round=body["server_round"],
+        config_digest=body["config_digest"],
+        arrays=spaces["model"],
+        strategy=spaces["strategy"],
+        sampler=body["sampler"],
+        progress=body["progress"],
+        best_arrays=spaces.get("best"),
+    )
+
+
+def _plain(values: NDArray[Any]) -> NDArray[Any]:
+    """Contiguous and in this machine's byte order; keeps arrays without dimensions as they are."""
+    return np.asarray(values, dtype=values.dtype.newbyteorder("="), order="C")
+
+
+def _digest(body: str, tensors: Arrays) -> str:
+    """SHA-256 over the body and every array's name, dtype, shape and bytes, in hex."""
+    digest = hashlib.sha256(body.encode())
+    for name in sorted(tensors):
+        values = tensors[name]
+        digest.update(json.dumps([name, values.dtype.str, values.shape]).encode())
+        digest.update(values.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _prune(folder: Path, server_round: int) -> None:
+    """Remove what this checkpoint makes superfluous, and temporary files of a writer that was killed."""
+    files = checkpoint_files(folder)
+    kept = {path.name for _, path in [f for f in files if f[0] <= server_round][-KEPT:]}
+    for path in folder.iterdir():
+        if path.name.startswith(".") or (_NAME.fullmatch(path.name) and path.name not in kept):
+            path.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,334 @@
+"""The round loop: sample a cohort, let the strategy ask, fold the answers, evaluate, checkpoint.
+
+Flower's `Strategy.start` has no resume, no checkpoint hook and samples with the global `random`; this loop drives the
+same hooks (`configure_train`, `aggregate_train`) of an unmodified strategy and does these things itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+from torch import nn
+
+from common.config import RunConfig
+from common.errors import FailureCode, RunError
+from common.flower import CONFIG, from_record, to_record
+from common.models.weights import ModelWeights
+from common.privacy import PrivacyPlan
+from common.schema import Examples
+from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from server.cohort import CohortSampler
+from server.evaluation import Evaluation, evaluate
+from server.grids import CheckedGrid, FoldingGrid, WrappingGrid
+from server.store import RunFolder
+from server.strategies import (
+    cast_like,
+    make_strategy,
+    minimum_replies,
+    replies_needed,
+    restore_strategy,
+    strategy_state,
+)
+
+Arrays = dict[str, "NDArray[Any]"]
+TRAIN_LOSS = "train_loss"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundRecord:
+    """What happened in one round; `None` where nothing was measured."""
+
+    server_round: int
+    cohort: list[str]
+    survivors: list[str]
+    failures: dict[str, str]
+    train_loss: float | None
+    accuracy: float | None
+    loss: float | None
+    seconds: dict[str, float]
+
+
+class Observer:
+    """Told of everything as it happens; does nothing unless a method is overridden."""
+
+    def round_started(self, server_round: int, cohort: list[str]) -> None:
+        """A cohort was sampled and is about to be asked."""
+
+    def reply_received(self, client: str, failure: FailureCode | None) -> None:
+        """A client answered, or failed to."""
+
+    def round_finished(self, record: RoundRecord) -> None:
+        """A round is complete and its checkpoint written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A run to be coordinated.
+
+    Attributes:
+        config: The run's configuration.
+        model: A model with the starting weights; used for evaluation, its weights change.
+        held_out: The coordinator's own examples, or None.
+        plan: The privacy plan, or None without privacy.
+        folder: Where rounds and checkpoints are kept, or None to keep nothing.
+        sampler: Who is asked; None makes one from the configuration.
+        observer: Told of everything.
+    """
+
+    config: RunConfig
+    model: nn.Module
+    held_out: Examples | None = None
+    plan: PrivacyPlan | None = None
+    folder: RunFolder | None = None
+    sampler: CohortSampler | None = None
+    observer: Observer = field(default_factory=Observer)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """A finished run: the chosen round's weights and what is known of them."""
+
+    arrays: Arrays
+    rounds: int
+    selected_round: int
+    evaluation: Evaluation | None
+    stopped_early: bool
+
+
+class CohortView(WrappingGrid):
+    """What a strategy sees of the grid: only the cohort."""
+
+    def __init__(self, inner: Grid, node_ids: list[int]) -> None:
+        super().__init__(inner)
+        self._node_ids = node_ids
+
+    def get_node_ids(self) -> list[int]:
+        """The cohort's node ids, in the cohort's order."""
+        return self._node_ids
+
+
+def discover(grid: Grid, config: RunConfig) -> dict[str, int]:
+    """Every client's name and node id, sorted by name: node ids are random and decide nothing.
+
+    Raises:
+        RunError: No client is there, or two have the same name.
+    """
+    nodes = [(node.name, node.node_id) for node in grid.get_nodes()]
+    if not all(name for name, _ in nodes):
+        content = RecordDict({CONFIG: ConfigRecord({"run": config.canonical_json(), "server-round": 1})})
+        asked = [Message(content, node_id, MessageType.QUERY) for _, node_id in nodes]
+        replies = grid.send_and_receive(asked)
+        nodes = [
+            (str(reply.content.config_records[CONFIG]["client"]), reply.metadata.src_node_id)
+            for reply in replies
+            if not reply.has_error()
+        ]
+    roster = dict(sorted(nodes))
+    if not roster or len(roster) != len(nodes):
+        problem = "two clients have the same name" if roster else "no client is there"
+        raise RunError(f"the run cannot start: {problem}", hint="check the clients' names and logs")
+    return roster
+
+
+class Coordinator:
+    """Runs one job over a grid."""
+
+    def __init__(self, job: Job) -> None:
+        config = job.config
+        self._job = job
+        self._strategy = make_strategy(config.strategy, client_learning_rate=config.training.learning_rate)
+        self._sampler = job.sampler or CohortSampler(config.cohort, seed=config.seeds.cohort)
+        self._weights = ModelWeights(job.model)
+        self._arrays: Arrays = self._weights.copy()
+        self._best: tuple[int, Evaluation, Arrays] | None = None
+        self._last: Evaluation | None = None
+        self._since_best = 0
+        self._any_update = False
+
+    def run(self, grid: Grid) -> Outcome:
+        """Train until the last round, or until evaluation says to stop; continue after the last checkpoint, if any.
+
+        Raises:
+            RunError: There is no client, no round had an update, or the checkpoint is of another configuration.
+        """
+        config = self._job.config
+        done = self._resume()
+        roster = discover(grid, config)
+        patience = config.evaluation.patience
+        while done < config.rounds and not (patience and self._since_best >= patience):
+            done += 1
+            self._round(grid, roster, done)
+        if not self._any_update:
+            raise RunError(
+                "no client sent an update in any round", hint="the reasons are in the run folder's rounds.jsonl"
+            )
+        if self._last is None or (config.evaluation.every and done % config.evaluation.every):
+            self._last = self._evaluate()
+        stopped = done < config.rounds
+        if config.evaluation.select == "best" and self._best is not None:
+            best_round, evaluation, arrays = self._best
+            return Outcome(
+                arrays=arrays, rounds=done, selected_round=best_round, evaluation=evaluation, stopped_early=stopped
+            )
+        return Outcome(
+            arrays=self._arrays, rounds=done, selected_round=done, evaluation=self._last, stopped_early=stopped
+        )
+
+    def _round(self, grid: Grid, roster: Mapping[str, int], server_round: int) -> None:
+        job, config, clock = self._job, self._job.config, _Clock()
+        cohort = self._sampler.sample(server_round, list(roster))
+        names = {roster[name]: name for name in cohort}
+        job.observer.round_started(server_round, cohort)
+        fates: dict[str, FailureCode | None] = {}
+
+        def on_reply(message: Message, failure: FailureCode | None) -> None:
+            name = names[message.metadata.dst_node_id]
+            fates[name] = failure
+            job.observer.reply_received(name, failure)
+
+        checked = CheckedGrid(
+            grid,
+            template=self._arrays,
+            equal_weights=config.private or config.strategy.weighting == "equal",
+            on_reply=on_reply,
+        )
+        view = CohortView(checked, list(names))
+        start = to_record(self._arrays)
+        request = self._strategy.configure_train(server_round, start, self._request(), view)
+        messages = sorted(request, key=lambda message: names[message.metadata.dst_node_id])
+        asking = FoldingGrid(view) if replies_needed(self._strategy) == "mean" else view
+        replies = list(asking.send_and_receive(messages, timeout=config.cohort.deadline_seconds or None))
+        clock.lap("train")
+        survivors = [name for name in cohort if name in fates and fates[name] is None]
+        train_loss = None
+        if len(survivors) >= max(config.cohort.min_survivors, minimum_replies(config.strategy)):
+            replies.sort(key=lambda reply: names.get(reply.metadata.src_node_id, ""))
+            aggregate, metrics = self._strategy.aggregate_train(server_round, replies)
+            if aggregate is not None:
+                self._arrays = _own(cast_like(aggregate, start))
+                self._any_update = True
+            if metrics is not None and isinstance(value := metrics.get(TRAIN_LOSS), int | float):
+                train_loss = float(value)
+        clock.lap("aggregate")
+        evaluation = self._judge(server_round)
+        clock.lap("evaluate")
+        self._save(server_round)
+        clock.lap("checkpoint")
+        record = RoundRecord(
+            server_round=server_round,
+            cohort=cohort,
+            survivors=survivors,
+            failures={name: fate.slug for name, fate in sorted(fates.items()) if fate is not None},
+            train_loss=train_loss,
+            accuracy=evaluation.accuracy if evaluation else None,
+            loss=evaluation.loss if evaluation else None,
+            seconds=clock.laps,
+        )
+        job.observer.round_finished(record)
+
+    def _request(self) -> ConfigRecord:
+        """The configuration that every client of a round gets; Flower adds the round's number to it."""
+        record = ConfigRecord({"run": self._job.config.canonical_json()})
+        if self._job.plan is not None:
+            record["noise-multiplier"] = self._job.plan.noise_multiplier
+            record["participations"] = self._job.plan.participations
+        return record
+
+    def _judge(self, server_round: int) -> Evaluation | None:
+        """Evaluate if this is a round for it, and remember the best."""
+        every = self._job.config.evaluation.every
+        if not every or server_round % every or self._job.held_out is None:
+            return None
+        self._last = evaluation = self._evaluate()
+        if evaluation is None:
+            return None
+        self._since_best += 1
+        if self._best is None or evaluation.accuracy > self._best[1].accuracy:
+            self._best, self._since_best = (server_round, evaluation, self._arrays), 0
+        return evaluation
+
+    def _evaluate(self) -> Evaluation | None:
+        if self._job.held_out is None:
+            return None
+        self._weights.load(self._arrays)
+        return evaluate(self._job.model, self._job.held_out, batch_size=self._job.config.evaluation.batch_size)
+
+    def _save(self, server_round: int) -> None:
+        if self._job.folder is None:
+            return
+        keep_best = self._best is not None and self._job.config.evaluation.select == "best"
+        save_checkpoint(
+            self._job.folder.checkpoints,
+            Checkpoint(
+                server_round=server_round,
+                arrays=self._arrays,
+                strategy=strategy_state(self._strategy),
+                sampler=self._sampler.state(),
+                best_arrays=self._best[2] if self._best and keep_best else None,
+                progress={
+                    "any_update": self._any_update,
+                    "since_best": self._since_best,
+                    "best": _to_progress(self._best[0], self._best[1]) if self._best else None,
+                    "last": _to_progress(server_round, self._last) if self._last else None,
+                },
+                config_digest=self._job.config.digest(),
+            ),
+        )
+
+    def _resume(self) -> int:
+        """Take up the last checkpoint; the number of rounds that it covers."""
+        folder, config = self._job.folder, self._job.config
+        checkpoint = load_checkpoint(folder.checkpoints, config.digest()) if folder else None
+        if folder is None or checkpoint is None:
+            return 0
+        folder.truncate_rounds(checkpoint.server_round)
+        self._arrays = dict(checkpoint.arrays)
+        restore_strategy(self._strategy, checkpoint.strategy)
+        self._sampler.restore(checkpoint.sampler)
+        progress = checkpoint.progress
+        self._any_update, self._since_best = progress["any_update"], progress["since_best"]
+        if progress["last"]:
+            self._last = _from_progress(progress["last"])
+        if progress["best"]:
+            best = dict(checkpoint.best_arrays) if checkpoint.best_arrays else self._arrays
+            self._best = (progress["best"]["server_round"], _from_progress(progress["best"]), best)
+        return checkpoint.server_round
+
+
+class _Clock:
+    """Wall seconds since the last lap, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._at = perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = perf_counter()
+        self.laps[name], self._at = now - self._at, now
+
+
+def _own(record: ArrayRecord) -> Arrays:
+    """The record's arrays, read-only: every client of an in-process round is shown the same ones."""
+    arrays = from_record(record)
+    for values in arrays.values():
+        values.setflags(write=False)
+    return arrays
+
+
+def _to_progress(server_round: int, evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "server_round": server_round,
+        "accuracy": evaluation.accuracy,
+        "loss": evaluation.loss,
+        "count": evaluation.count,
+    }
+
+
+def _from_progress(saved: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(accuracy=saved["accuracy"], loss=saved["loss"], count=saved["count"])

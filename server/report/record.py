@@ -1,0 +1,186 @@
+"""What a run folder says, read leniently: a run that was interrupted has a report too."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from common.config import RunConfig
+from common.errors import RunError
+from server.store import RunFolder
+
+
+def _finite(value: Any) -> Any:
+    """None in place of NaN and infinities: a diverged loss is drawn as a gap."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _bounded(value: Any) -> Any:
+    """Infinity in place of what is no number: JSON has no infinity, so a run folder holds null in its place."""
+    return math.inf if value is None or (isinstance(value, float) and math.isnan(value)) else value
+
+
+Measure = Annotated[float | None, BeforeValidator(_finite)]
+"""A figure that may be missing."""
+
+Epsilon = Annotated[float, BeforeValidator(_bounded)]
+"""What a client spent; never missing, so that a client whose epsilon has no bound cannot look like one that has."""
+
+
+class Document(BaseModel):
+    """Base of what is read. Keys that a later version added are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+D = TypeVar("D", bound=Document)
+
+
+class RoundRow(Document):
+    """One line of `rounds.jsonl`."""
+
+    server_round: int
+    cohort: list[str] = []
+    survivors: list[str] = []
+    failures: dict[str, str] = {}
+    train_loss: Measure = None
+    accuracy: Measure = None
+    loss: Measure = None
+    epsilon: dict[str, Epsilon] = {}
+    seconds: dict[str, Measure] = {}
+
+
+class ClientResult(Document):
+    """One client of the finished run, as the simulation saw it."""
+
+    train_examples: int | None = None
+    test_examples: int | None = None
+    accuracy: Measure = None
+    class_counts: list[int] = []
+
+
+class PrivacyResult(Document):
+    """What the run promised, and what each client spent."""
+
+    unit: str = "example"
+    relation: str = "add/remove"
+    target_epsilon: Measure = None
+    target_delta: Measure = None
+    noise_multiplier: Measure = None
+    epsilon: dict[str, Epsilon] = {}
+    epsilon_replace_one: dict[str, Epsilon] = {}
+    epsilon_is: str = ""
+
+
+class EvaluationResult(Document):
+    """How the accuracy was measured."""
+
+    examples: int | None = None
+    released: bool = True
+
+
+class ModelFacts(Document):
+    """The trained model."""
+
+    name: str = ""
+    parameters: int | None = None
+
+
+class DataFacts(Document):
+    """The data it was trained on."""
+
+    name: str = ""
+    partition: str = ""
+    class_names: list[str] = []
+
+
+class Score(Document):
+    """Mean and standard deviation over the folds of a comparison."""
+
+    accuracy_mean: Measure = None
+    accuracy_sd: Measure = None
+    auc_mean: Measure = None
+    auc_sd: Measure = None
+    majority: Measure = None
+
+
+class Arm(Score):
+    """One way of training, measured on all sites' held-out examples and on each site's own."""
+
+    sites: dict[str, Score] = {}
+    epsilon: dict[str, Epsilon] = {}
+    delta: Measure = None
+
+
+class Arms(Document):
+    """All ways of training that a comparison holds side by side."""
+
+    federated: Arm | None = None
+    federated_dp: Arm | None = None
+    pooled: Arm | None = None
+    alone: dict[str, Arm] = {}
+
+
+class Comparison(Document):
+    """Each site alone, federated, with privacy, and pooled, over identical folds."""
+
+    folds: int = 0
+    test_majority: Measure = None
+    arms: Arms = Arms()
+
+
+class Result(Document):
+    """`result.json`."""
+
+    name: str = ""
+    status: str = ""
+    rounds: int | None = None
+    selected_round: int | None = None
+    accuracy: Measure = None
+    loss: Measure = None
+    majority_accuracy: Measure = None
+    evaluation: EvaluationResult | None = None
+    clients: dict[str, ClientResult] = {}
+    privacy: PrivacyResult | None = None
+    model: ModelFacts = ModelFacts()
+    data: DataFacts = DataFacts()
+    seconds: dict[str, Measure] = {}
+    simulated: bool = False
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """A run folder's content. `result` is None while the run has not finished."""
+
+    config: RunConfig
+    rounds: tuple[RoundRow, ...]
+    result: Result | None
+
+
+def read_record(folder: Path) -> Record:
+    """Read a run folder. A line of `rounds.jsonl` that is still being written is left out.
+
+    Raises:
+        RunError: The folder holds no run, or a file in it is damaged.
+    """
+    run = RunFolder.open(folder)
+    result = run.read_result()
+    rows = {row["server_round"]: row for row in run.rounds()}
+    return Record(
+        config=run.config(),
+        rounds=tuple(_checked(RoundRow, rows[key], folder / "rounds.jsonl") for key in sorted(rows)),
+        result=None if result is None else _checked(Result, result, folder / "result.json"),
+    )
+
+
+def _checked(model: type[D], document: dict[str, Any], path: Path) -> D:
+    try:
+        return model.model_validate(document)
+    except ValidationError as e:
+        where = ".".join(str(part) for part in e.errors()[0]["loc"])
+        raise RunError(f"{path}: `{where}` is damaged", hint="restore the file, or run again") from e

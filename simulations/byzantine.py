@@ -1,0 +1,23 @@
+"""Clients that lie, for showing what robust strategies are for."""
+
+from __future__ import annotations
+
+from flwr.app import Context, Message
+from flwr.clientapp.typing import ClientAppCallable
+
+from client.request import parse_request
+from common.flower import ARRAYS, from_record, to_record
+
+
+def byzantine_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """The first `simulation.byzantine_clients` clients send their update multiplied by `simulation.byzantine_scale`."""
+    reply = call_next(message, context)
+    settings = parse_request(message).config.simulation
+    partition = context.node_config.get("partition-id")
+    if reply.has_error() or not isinstance(partition, int) or partition >= settings.byzantine_clients:
+        return reply
+    start = from_record(message.content.array_records[ARRAYS])
+    trained = from_record(reply.content.array_records[ARRAYS])
+    scale = settings.byzantine_scale
+    reply.content[ARRAYS] = to_record({k: start[k] + (trained[k] - start[k]) * scale for k in start})
+    return reply

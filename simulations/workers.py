@@ -1,0 +1,212 @@
+"""A pool of processes that answer messages: the model goes out once a round through a mapped file, replies come back.
+
+Workers are forked from a server process that has imported everything and done nothing, so that one starts in
+milliseconds and no thread or random state is inherited. A client that hangs loses its worker; the others never notice.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+
+from client.mods import guard_mod
+from common.errors import FailureCode, RunError
+from common.flower import ARRAYS, client_context, failure_reply, prepare_process, stamp
+from common.transport.records import decode_records, encode_records
+from simulations.inline import FIRST_NODE, AppFactory
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    ready: bool = False
+    message: Message | None = None
+    since: float = 0.0
+
+
+class WorkerPool:
+    """Answers messages over worker processes; each works on one client at a time."""
+
+    def __init__(self, factory: AppFactory, workers: int) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["simulations.inline", "simulations.workers", "common.privacy.optimizer"])
+        self._factory = factory
+        self._broadcast = _Broadcast()
+        self._states: dict[int, bytes] = {}
+        started = [self._start() for _ in range(workers)]
+        self._workers = [_Worker(process=process, connection=connection) for process, connection in started]
+
+    def answer(self, messages: Sequence[Message], *, timeout: float | None) -> Iterator[Message]:
+        """Replies as they arrive; a client that takes longer than `timeout` wall seconds is ended and replaced."""
+        queue = deque(messages)
+        for worker in self._workers:
+            self._give(worker, queue)
+        while busy := [worker for worker in self._workers if worker.message is not None]:
+            left = None if timeout is None else max(0.0, min(w.since for w in busy) + timeout - monotonic())
+            ready = set(wait([w.connection for w in busy], left))
+            for worker in busy:
+                reply = None
+                if worker.connection in ready:
+                    reply = self._receive(worker)
+                elif timeout is not None and monotonic() - worker.since >= timeout:
+                    reply = self._replace(worker, FailureCode.DEADLINE_EXCEEDED)
+                if reply is not None:
+                    worker.message = None
+                    self._give(worker, queue)
+                    yield reply
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self._workers:
+            _end(worker)
+        self._workers.clear()
+        self._broadcast.close()
+
+    def _start(self) -> tuple[BaseProcess, Connection]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs, self._factory), daemon=True)
+        process.start()
+        theirs.close()
+        return process, ours
+
+    def _give(self, worker: _Worker, queue: deque[Message]) -> None:
+        if not queue:
+            return
+        if not worker.ready:  # what a worker needs to start is not on its first client's clock
+            try:
+                worker.connection.recv_bytes()
+            except EOFError as e:
+                raise RunError("a worker process could not start", hint="its own message stands above") from e
+            worker.ready = True
+        message = queue.popleft()
+        worker.message, worker.since = message, monotonic()
+        node = message.metadata.dst_node_id
+        rest = RecordDict({key: record for key, record in message.content.items() if key != ARRAYS})
+        arrays = message.content.array_records.get(ARRAYS)
+        header = {
+            "node": node,
+            "id": message.metadata.message_id,
+            "type": message.metadata.message_type,
+            "broadcast": self._broadcast.publish(arrays) if arrays is not None else None,
+        }
+        with suppress(BrokenPipeError, ConnectionResetError):  # `_receive` finds the worker gone
+            worker.connection.send_bytes(json.dumps(header).encode())
+            worker.connection.send_bytes(b"".join(encode_records(rest)))
+            worker.connection.send_bytes(self._states.get(node, b""))
+
+    def _receive(self, worker: _Worker) -> Message:
+        message = _waiting(worker)
+        try:
+            header = json.loads(worker.connection.recv_bytes())
+            content, state = worker.connection.recv_bytes(), worker.connection.recv_bytes()
+        except (EOFError, OSError):
+            return self._replace(worker, FailureCode.CLIENT_LOST)
+        if state:
+            self._states[message.metadata.dst_node_id] = state
+        if header["error"] is not None:
+            return Message(Error(**header["error"]), reply_to=message)
+        return Message(decode_records(content), reply_to=message)
+
+    def _replace(self, worker: _Worker, failure: FailureCode) -> Message:
+        """End a worker, start another in its place, and answer for its client."""
+        message = _waiting(worker)
+        _end(worker)
+        worker.process, worker.connection = self._start()
+        worker.ready = False
+        return failure_reply(message, failure)
+
+
+class _Broadcast:
+    """The arrays that every message of a round carries, in a file that all workers map."""
+
+    def __init__(self) -> None:
+        memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
+        self._folder = tempfile.TemporaryDirectory(prefix="coterie-", dir=memory if memory.is_dir() else None)
+        self._number = 0
+        self._current: ArrayRecord | None = None
+
+    def publish(self, arrays: ArrayRecord) -> str:
+        """The path of a file with `arrays`; written once for the same record."""
+        if arrays is not self._current:
+            old = self._path()
+            self._number += 1
+            with self._path().open("xb") as file:
+                file.writelines(encode_records(RecordDict({ARRAYS: arrays})))
+            self._current = arrays
+            old.unlink(missing_ok=True)  # workers that still map it keep it alive
+        return str(self._path())
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def _path(self) -> Path:
+        return Path(self._folder.name) / f"{self._number}.records"
+
+
+def _waiting(worker: _Worker) -> Message:
+    if worker.message is None:
+        raise RuntimeError("an idle worker answered")
+    return worker.message
+
+
+def _end(worker: _Worker) -> None:
+    worker.process.kill()
+    worker.process.join()
+    worker.process.close()
+    worker.connection.close()
+
+
+def _work(connection: Connection, factory: AppFactory) -> None:
+    """A worker's life: answer messages until the pool closes the connection."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    torch.set_num_threads(1)
+    prepare_process()
+    app = factory()
+    connection.send_bytes(b"ready")
+    mapped: tuple[str, Any] = ("", None)
+    with suppress(EOFError, OSError):
+        while True:
+            header = json.loads(connection.recv_bytes())
+            content = decode_records(connection.recv_bytes())
+            state = connection.recv_bytes()
+            path = header["broadcast"]
+            if path is not None:
+                if path != mapped[0]:
+                    mapped = (path, decode_records(_map(path))[ARRAYS])
+                content[ARRAYS] = mapped[1]
+            node = header["node"]
+            context = client_context(
+                node_id=node, partition=node - FIRST_NODE, state=decode_records(state) if state else None
+            )
+            message = stamp(Message(content, node, header["type"]), message_id=header["id"])
+            reply = guard_mod(message, context, app)
+            error = {"code": reply.error.code, "reason": reply.error.reason} if reply.has_error() else None
+            connection.send_bytes(json.dumps({"error": error}).encode())
+            connection.send_bytes(b"" if error else b"".join(encode_records(reply.content)))
+            connection.send_bytes(b"".join(encode_records(context.state)) if context.state else b"")
+
+
+def _map(path: str) -> memoryview:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Tests of the report; `conftest` makes run folders like those of real runs."""

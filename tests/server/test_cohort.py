@@ -1,0 +1,193 @@
+"""Cohorts are repeatable, sorted, and nobody takes part more often than promised."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.config import CohortSettings
+from common.errors import ConfigError, RunError
+from server.cohort import CohortSampler, participations
+
+SAMPLINGS = ("uniform", "balanced")
+samplings = st.sampled_from(SAMPLINGS)
+seeds = st.integers(0, 2**63 - 1)
+
+
+@st.composite
+def sizes(draw: st.DrawFn) -> tuple[int, int]:
+    """A number of clients, and a cohort size that fits."""
+    clients = draw(st.integers(1, 12))
+    return clients, draw(st.integers(1, clients))
+
+
+def names(count: int) -> list[str]:
+    return [f"site-{i}" for i in range(count)]
+
+
+def sampler(sampling: str, size: int, seed: int = 0) -> CohortSampler:
+    return CohortSampler(CohortSettings(size=size, sampling=sampling), seed=seed)  # type: ignore[arg-type]
+
+
+class TestSample:
+    """`CohortSampler.sample`."""
+
+    @given(samplings, sizes(), seeds, st.integers(1, 10**6))
+    def test_a_cohort_is_sorted_distinct_and_of_the_size_asked(
+        self, sampling: str, n_k: tuple[int, int], seed: int, server_round: int
+    ) -> None:
+        """A cohort is a sorted choice of distinct clients, as many as configured."""
+        cohort = sampler(sampling, n_k[1], seed).sample(server_round, names(n_k[0]))
+        assert len(cohort) == n_k[1]
+        assert cohort == sorted(set(cohort))
+        assert set(cohort) <= set(names(n_k[0]))
+
+    @pytest.mark.parametrize("sampling", SAMPLINGS)
+    def test_size_zero_asks_all(self, sampling: str) -> None:
+        """With size 0 everybody takes part in every round."""
+        assert sampler(sampling, 0).sample(3, ["b", "a"]) == ["a", "b"]
+
+    @given(samplings, sizes(), seeds, st.randoms(use_true_random=False))
+    def test_the_order_of_names_does_not_matter(
+        self, sampling: str, n_k: tuple[int, int], seed: int, shuffler: Any
+    ) -> None:
+        """Equal seeds give equal cohorts, in whatever order clients are listed."""
+        one, other = sampler(sampling, n_k[1], seed), sampler(sampling, n_k[1], seed)
+        for server_round in range(1, 4):
+            clients = names(n_k[0])
+            expected = one.sample(server_round, clients)
+            shuffler.shuffle(clients)
+            assert other.sample(server_round, clients) == expected
+
+    def test_uniform_depends_on_seed_and_round_only(self) -> None:
+        """A uniform cohort is the same whatever was drawn before, and changes with seed and round."""
+        clients = names(50)
+        used = sampler("uniform", 10)
+        for server_round in range(1, 5):
+            used.sample(server_round, clients)
+        assert used.sample(5, clients) == sampler("uniform", 10).sample(5, clients)
+        cohorts = {tuple(sampler("uniform", 10, seed).sample(r, clients)) for seed in range(3) for r in (1, 2, 3)}
+        assert len(cohorts) == 9
+
+    def test_uniform_draws_every_client_about_equally_often(self) -> None:
+        """Over 2000 rounds of 3 in 10 each count lies within 6 standard deviations: a false alarm in 10^8 runs."""
+        drawn = sampler("uniform", 3)
+        counts = Counter(name for r in range(1, 2001) for name in drawn.sample(r, names(10)))
+        assert all(abs(counts[name] - 600) < 6 * (2000 * 0.3 * 0.7) ** 0.5 for name in names(10))
+
+    def test_balanced_ties_are_drawn(self) -> None:
+        """Among clients that took part equally often, chance decides, not the alphabet."""
+        firsts = Counter(sampler("balanced", 1, seed).sample(1, names(4))[0] for seed in range(60))
+        assert set(firsts) == set(names(4))
+
+    def test_balanced_takes_everybody_before_anybody_twice(self) -> None:
+        """Two cohorts of half the clients do not overlap."""
+        drawn = sampler("balanced", 5)
+        assert sorted(drawn.sample(1, names(10)) + drawn.sample(2, names(10))) == sorted(names(10))
+
+    @pytest.mark.parametrize("sampling", SAMPLINGS)
+    def test_a_cohort_larger_than_the_federation_is_refused(self, sampling: str) -> None:
+        """There cannot be more clients in a cohort than there are."""
+        with pytest.raises(ConfigError, match=r"cohort\.size is 4, but there are only 3 clients"):
+            sampler(sampling, 4).sample(1, names(3))
+
+    @pytest.mark.parametrize("size", [0, 1])
+    def test_a_federation_of_nobody_is_refused(self, size: int) -> None:
+        """Without clients there is nothing to draw, not even everybody."""
+        with pytest.raises(ConfigError, match="no clients"):
+            sampler("uniform", size).sample(1, [])
+
+    def test_two_clients_of_one_name_are_refused(self) -> None:
+        """Names are what participation is counted by."""
+        with pytest.raises(ConfigError, match="same name"):
+            sampler("balanced", 1).sample(1, ["a", "a"])
+
+    def test_balanced_refuses_other_clients_later(self) -> None:
+        """A client that joins or leaves in the middle would break the bound that noise is calibrated to."""
+        drawn = sampler("balanced", 1)
+        drawn.sample(1, ["a", "b"])
+        for clients in (["a"], ["a", "b", "c"], ["a", "c"]):
+            with pytest.raises(RunError, match="same clients every round"):
+                drawn.sample(2, clients)
+        assert sum(drawn.state().values()) == 1
+
+
+class TestParticipations:
+    """`participations` and what it bounds."""
+
+    @given(samplings, sizes(), seeds, st.integers(0, 30))
+    def test_nobody_takes_part_more_often(self, sampling: str, n_k: tuple[int, int], seed: int, rounds: int) -> None:
+        """After any number of rounds no client exceeds the bound; balanced counts differ by one at most."""
+        clients, size = n_k
+        drawn = sampler(sampling, size, seed)
+        counts = Counter(dict.fromkeys(names(clients), 0))
+        for server_round in range(1, rounds + 1):
+            counts.update(drawn.sample(server_round, names(clients)))
+        bound = participations(CohortSettings(size=size, sampling=sampling), clients, rounds)  # type: ignore[arg-type]
+        assert max(counts.values()) <= bound <= rounds
+        if sampling == "balanced":
+            assert max(counts.values()) == bound, "the bound is met, so it is not larger than need be"
+            assert max(counts.values()) - min(counts.values()) <= 1
+
+    @pytest.mark.parametrize(
+        ("sampling", "size", "expected"),
+        [("uniform", 0, 7), ("balanced", 0, 7), ("uniform", 3, 7), ("balanced", 3, 3), ("balanced", 10, 7)],
+    )
+    def test_examples(self, sampling: str, size: int, expected: int) -> None:
+        """Seven rounds with ten clients: all of them, unless three are drawn in a balanced way."""
+        assert participations(CohortSettings(size=size, sampling=sampling), 10, 7) == expected  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("sampling", SAMPLINGS)
+    def test_an_impossible_cohort_has_no_bound(self, sampling: str) -> None:
+        """A cohort larger than the federation is refused here as well: this runs first."""
+        with pytest.raises(ConfigError):
+            participations(CohortSettings(size=11, sampling=sampling), 10, 7)  # type: ignore[arg-type]
+
+
+class TestState:
+    """`CohortSampler.state` and `restore`."""
+
+    @given(samplings, sizes(), seeds, st.integers(0, 6))
+    def test_a_restored_sampler_draws_the_same_cohorts(
+        self, sampling: str, n_k: tuple[int, int], seed: int, rounds: int
+    ) -> None:
+        """A sampler that was saved between two rounds goes on as if nothing had happened."""
+        one, other = sampler(sampling, n_k[1], seed), sampler(sampling, n_k[1], seed)
+        for server_round in range(1, rounds + 1):
+            one.sample(server_round, names(n_k[0]))
+        other.restore(one.state())
+        for server_round in range(rounds + 1, rounds + 5):
+            assert one.sample(server_round, names(n_k[0])) == other.sample(server_round, names(n_k[0]))
+
+    def test_the_state_is_a_copy(self) -> None:
+        """Changing what `state` returned does not change the sampler."""
+        drawn = sampler("balanced", 1)
+        drawn.sample(1, ["a", "b"])
+        before = drawn.state()
+        drawn.state().clear()
+        assert drawn.state() == before
+        assert sum(before.values()) == 1
+
+    @pytest.mark.parametrize("sampling", SAMPLINGS)
+    def test_where_nothing_is_kept_the_state_is_empty(self, sampling: str) -> None:
+        """Uniform cohorts and cohorts of everybody need no memory, and refuse one."""
+        drawn = sampler(sampling, 1 if sampling == "uniform" else 0)
+        drawn.sample(1, ["a", "b"])
+        assert drawn.state() == {}
+        drawn.restore({})
+        with pytest.raises(RunError, match="do not fit"):
+            drawn.restore({"a": 1, "b": 1})
+
+    @pytest.mark.parametrize("state", [{"a": -1, "b": 0}, {"a": 0.5, "b": 1}, {"a": True, "b": 1}, {"a": 3, "b": 1}])
+    def test_counts_that_cannot_be_are_refused(self, state: dict[str, Any]) -> None:
+        """Negative, broken or unbalanced counts do not come from a balanced sampler; the sampler is unchanged."""
+        drawn = sampler("balanced", 1)
+        drawn.sample(1, ["a", "b"])
+        before = drawn.state()
+        with pytest.raises(RunError, match="do not fit"):
+            drawn.restore(state)
+        assert drawn.state() == before
