@@ -1,7 +1,8 @@
 """A run's state between two rounds, in one file that is either whole or not there. Never pickle.
 
 A checkpoint is a safetensors file with arrays `model/...`, `strategy/...` and `best/...`. Its header carries everything
-else as JSON, and a SHA-256 over all of it: safetensors notices a file that was cut off, not one whose bytes changed.
+else as JSON, and a SHA-256 over all of it: safetensors notices a file that was cut off, not one whose bytes changed. It
+guards against failing disks, not against somebody who can write the file.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             "keys": {space: list(arrays) for space, arrays in spaces.items()},  # safetensors sorts them
         }
     )
-    tensors = {f"{space}/{name}": _plain(values) for space, arrays in spaces.items() for name, values in arrays.items()}
+    named = {f"{space}/{name}": values for space, arrays in spaces.items() for name, values in arrays.items()}
+    tensors = {name: _plain(name, values) for name, values in named.items()}
     header = {_HEADER: json.dumps({"body": body, "sha256": _digest(body, tensors)})}
     path = folder / f"round-{checkpoint.server_round:05d}.safetensors"
     with disk_errors(folder):
@@ -207,8 +209,13 @@ def _read(path: Path) -> Checkpoint:
     )
 
 
-def _plain(values: NDArray[Any]) -> NDArray[Any]:
+def _plain(name: str, values: NDArray[Any]) -> NDArray[Any]:
     """Contiguous and in this machine's byte order; keeps arrays without dimensions as they are."""
+    if values.dtype.kind not in "biuf":
+        raise RunError(
+            f"`{name}` cannot be saved in a checkpoint: its dtype is {values.dtype}",
+            hint="keep numbers or booleans in arrays",
+        )
     return np.asarray(values, dtype=values.dtype.newbyteorder("="), order="C")
 
 

@@ -207,7 +207,7 @@ class RunFolder:
             RunError: A line is damaged, or the file cannot be written.
         """
         kept = [row for row in self.rounds() if row["server_round"] <= after_round]
-        self._write(_ROUNDS, b"".join(_encode(row) + b"\n" for row in kept))
+        self.write(_ROUNDS, b"".join(_encode(row) + b"\n" for row in kept))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Replace result.json whole. `status` is `completed` unless the result says `failed`.
@@ -215,7 +215,7 @@ class RunFolder:
         Raises:
             RunError: The disk is full or the file cannot be written; then the former result is still there.
         """
-        self._write(_RESULT, _encode({"status": "completed", **result}, indent=2) + b"\n")
+        self.write(_RESULT, _encode({"status": "completed", **result}, indent=2) + b"\n")
 
     def read_result(self) -> dict[str, Any] | None:
         """What the run ended with, or None if it has not ended.
@@ -227,7 +227,12 @@ class RunFolder:
         with disk_errors(path, "read"):
             return _decode(path.read_bytes(), str(path)) if path.exists() else None
 
-    def _write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes) -> None:
+        """Replace one file of the folder whole.
+
+        Raises:
+            RunError: The disk is full or the file cannot be written; then the former file is still there.
+        """
         self._check_writing()
         with atomic_file(self.path / name) as temporary:
             temporary.write_bytes(data)

@@ -7,6 +7,7 @@ The strategies run unmodified. What they assume without checking, and what whoev
   arrays, so these must be writable and nobody else's.
 - QFedAvg and Bulyan run the garbage collector once a reply: `gc.freeze()` after start-up keeps that cheap.
 - `configure_train` puts its messages in an order drawn from the global `random`: sort replies before aggregating them.
+- FedAvgM steps from the copy of the model that it made in its first round: what it returns cannot be given up.
 - FedAdam and QFedAvg return float64: `cast_like` brings an aggregate back to the model's types.
 - FedAdam corrects its step by `server_round`: a resumed run must go on counting where it stopped.
 """

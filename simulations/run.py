@@ -1,39 +1,31 @@
-"""One simulated run from configuration to run folder."""
+"""One simulated run: what can refuse it comes first, then the same apps as in production train it."""
 
 from __future__ import annotations
 
 import os
-import platform
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Literal
+from typing import Literal, Self
 
 import torch
 from flwr.serverapp import Grid
-from safetensors.numpy import save as save_arrays
 from torch import nn
 
 from common.config import RunConfig
-from common.errors import FailureCode, ModelError
+from common.errors import ModelError
 from common.flower import client_context
-from common.models import check_private, initial_model, parameter_count
-from common.models.weights import ModelWeights
-from common.privacy import RELATION, PrivacyPlan, make_plan, spent_epsilon
+from common.models import check_private, initial_model
+from common.privacy import PrivacyPlan, make_plan, spent_epsilon
 from common.schema import Federation
 from server.app import make_server_app
 from server.cohort import CohortSampler, participations
-from server.coordinator import Job, Observer, Outcome, RoundRecord
-from server.evaluation import evaluate, majority_accuracy
-from server.report import write_report
-from server.report.tensorboard import EventWriter
+from server.coordinator import Job, Observer, Outcome
 from server.store import RunFolder
 from server.strategies import check_strategy
 from simulations.inline import AppFactory, InlineGrid, InProcess, app_factory
-from simulations.sites import LEDGERS, SimulatedSites, ledger_of
+from simulations.sites import SimulatedSites, ledger_of
 from simulations.workers import WorkerPool
 
 EngineName = Literal["inline", "ray"]
@@ -56,6 +48,20 @@ class Prepared:
     def federation(self) -> Federation:
         """The run's data."""
         return self.sites.federation
+
+    def with_ledgers(self, folder: Path) -> Self:
+        """The same run with its simulated ledgers in `folder`."""
+        return replace(self, sites=replace(self.sites, ledgers=folder))
+
+    def spent(self, client: str) -> float:
+        """Epsilon that a client's ledger says was spent; 0 without privacy."""
+        if self.plan is None:
+            return 0.0
+        return spent_epsilon(ledger_of(self.sites.ledgers, client).events(), delta=self.plan.target_delta)
+
+    def spent_by_client(self) -> dict[str, float]:
+        """Epsilon spent at each client; empty without privacy."""
+        return {c.name: self.spent(c.name) for c in self.federation.clients} if self.plan else {}
 
 
 def prepare(config: RunConfig, *, ledgers: Path, site_file: Path | None = None) -> Prepared:
@@ -91,8 +97,12 @@ def execute(
     """Train to the end; continues after the folder's last checkpoint.
 
     Args:
+        prepared: The run.
         workers: Processes that train clients; 1 trains in this process, unless clients have a deadline.
         engine: `inline`, or `ray` for Flower's own simulation runtime.
+        folder: Where rounds and checkpoints are kept, or None.
+        observer: Told of everything as it happens.
+        sampler: Who is asked each round; None takes the configuration's.
         factory: Another ClientApp than that of the prepared run.
     """
     config = prepared.config
@@ -132,149 +142,6 @@ def inline_grid(prepared: Prepared, factory: AppFactory, *, workers: int) -> Ite
 def auto_workers(config: RunConfig, clients: int) -> int:
     """One process a core, no more than a round has clients."""
     return max(1, min(os.cpu_count() or 1, config.cohort.size or clients))
-
-
-def simulate(
-    prepared: Prepared,
-    folder: RunFolder,
-    *,
-    workers: int,
-    engine: EngineName = "inline",
-    observers: Sequence[Observer] = (),
-    comparison: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Run, and leave a complete run folder: result, model, events and report. Returns the result."""
-    begin = perf_counter()
-    keeper = FolderObserver(prepared, folder)
-    outcome = execute(prepared, workers=workers, engine=engine, folder=folder, observer=Observers([keeper, *observers]))
-    keeper.close()
-    folder.write_bytes("model.safetensors", save_arrays(dict(outcome.arrays)))
-    result = describe(prepared, outcome, folder.rounds(), seconds=perf_counter() - begin)
-    result["comparison"] = comparison
-    folder.write_result(result)
-    write_report(folder.path)
-    return result
-
-
-def describe(prepared: Prepared, outcome: Outcome, rounds: list[dict[str, Any]], *, seconds: float) -> dict[str, Any]:
-    """The result of a run as JSON values."""
-    config, federation, plan = prepared.config, prepared.federation, prepared.plan
-    ModelWeights(prepared.model).load(outcome.arrays)
-    batch = config.evaluation.batch_size
-    clients = {}
-    for client in federation.clients:
-        own = evaluate(prepared.model, client.test, batch_size=batch)
-        clients[client.name] = {
-            "train_examples": len(client.train),
-            "test_examples": len(client.test),
-            "accuracy": own.accuracy if own.count else None,
-            "class_counts": _class_counts(client.train.targets, federation.schema.num_classes),
-        }
-    evaluation = outcome.evaluation
-    laps = {name: sum(r["seconds"].get(name, 0.0) for r in rounds) for name in (rounds[0]["seconds"] if rounds else {})}
-    return {
-        "format": 1,
-        "name": config.name,
-        "status": "stopped-early" if outcome.stopped_early else "completed",
-        "rounds": outcome.rounds,
-        "selected_round": outcome.selected_round,
-        "accuracy": evaluation.accuracy if evaluation else None,
-        "loss": evaluation.loss if evaluation else None,
-        "majority_accuracy": majority_accuracy(federation.test.targets),
-        "evaluation": {"examples": len(federation.test), "released": not config.private},
-        "clients": clients,
-        "privacy": None if plan is None else {**_describe_privacy(plan), "epsilon": spent_by_client(prepared)},
-        "model": {"name": config.model.name, "parameters": parameter_count(prepared.model)},
-        "data": {
-            "name": config.data.name,
-            "partition": "pooled" if config.data.pooled else config.data.partition,
-            "class_names": list(federation.schema.class_names),
-        },
-        "seconds": {"total": seconds, **laps},
-        "simulated": True,
-        "machine": {"cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()},
-    }
-
-
-def spent_by_client(prepared: Prepared) -> dict[str, float]:
-    """Epsilon that each client's ledger says was spent."""
-    if prepared.plan is None:
-        return {}
-    return {
-        client.name: spent_epsilon(
-            ledger_of(prepared.sites.ledgers, client.name).events(), delta=prepared.plan.target_delta
-        )
-        for client in prepared.federation.clients
-    }
-
-
-class FolderObserver(Observer):
-    """Writes each round to the run folder and to TensorBoard events."""
-
-    def __init__(self, prepared: Prepared, folder: RunFolder) -> None:
-        self._prepared = prepared
-        self._folder = folder
-        self._events = EventWriter(folder.path)
-        self.epsilon: dict[str, float] = {}
-
-    def round_finished(self, record: RoundRecord) -> None:
-        """Append the round; epsilon is read from the ledgers of those who took part."""
-        plan = self._prepared.plan
-        if plan is not None:
-            for name in record.cohort:
-                events = ledger_of(self._prepared.sites.ledgers, name).events()
-                self.epsilon[name] = spent_epsilon(events, delta=plan.target_delta)
-        row = {**asdict(record), "epsilon": dict(sorted(self.epsilon.items()))}
-        self._folder.append_round(row)
-        self._events.write_round(row)
-
-    def close(self) -> None:
-        """Flush the events."""
-        self._events.close()
-
-
-class Observers(Observer):
-    """Tells several observers in turn."""
-
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = observers
-
-    def round_started(self, server_round: int, cohort: list[str]) -> None:
-        """See `Observer`."""
-        for observer in self._observers:
-            observer.round_started(server_round, cohort)
-
-    def reply_received(self, client: str, failure: FailureCode | None) -> None:
-        """See `Observer`."""
-        for observer in self._observers:
-            observer.reply_received(client, failure)
-
-    def round_finished(self, record: RoundRecord) -> None:
-        """See `Observer`."""
-        for observer in self._observers:
-            observer.round_finished(record)
-
-
-def ledgers_in(folder: RunFolder | None) -> Path:
-    """Where a run's simulated ledgers lie: in its folder, or in a fresh temporary one."""
-    return folder.path / LEDGERS if folder else Path(tempfile.mkdtemp(prefix="coterie-ledger-"))
-
-
-def _describe_privacy(plan: PrivacyPlan) -> dict[str, Any]:
-    return {
-        "unit": "example",
-        "relation": RELATION,
-        "target_epsilon": plan.target_epsilon,
-        "target_delta": plan.target_delta,
-        "noise_multiplier": plan.noise_multiplier,
-        "max_grad_norm": plan.max_grad_norm,
-        "sampling_rate": plan.sampling_rate,
-        "epsilon_is": "spent at each client over the whole run",
-    }
-
-
-def _class_counts(targets: torch.Tensor, num_classes: int) -> list[int]:
-    return [int(n) for n in targets.flatten().bincount(minlength=num_classes)] if num_classes <= 100 else []
 
 
 def _check_fit(model: nn.Module, federation: Federation) -> None:

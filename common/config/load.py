@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,11 +30,13 @@ class LoadedConfig:
 
     Attributes:
         config: The validated settings.
+        plain: The same without privacy: `privacy.unit = none`, and the `[dp]` table left out.
         origins: Dotted key to `default`, a file's name, that file's `[dp]` table, or `--set`.
         source: The name or path that was loaded.
     """
 
     config: RunConfig
+    plain: RunConfig
     origins: Mapping[str, str]
     source: str
 
@@ -58,15 +61,18 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Loa
     origins: dict[str, str] = {}
     merged: Tree = {}
     _merge(merged, tree, label, origins)
+    plain_tree = copy.deepcopy(merged)
     unit = _dig(set_tree, "privacy", "unit") or _dig(merged, "privacy", "unit") or "none"
     _validate(private_tree, f"{label} [{DP_TABLE}]", partial=True)
     if unit != "none":
         _merge(merged, private_tree, f"{label} [{DP_TABLE}]", origins)
     _merge(merged, set_tree, "--set", origins)
     config = _validate(merged, label)
+    _merge(plain_tree, set_tree, "--set", {})
+    _merge(plain_tree, {"privacy": {"unit": "none"}}, "", {})
     for key, _ in flatten(config.model_dump(mode="json")):
         origins.setdefault(key, "default")
-    return LoadedConfig(config=config, origins=origins, source=label)
+    return LoadedConfig(config=config, plain=_validate(plain_tree, label), origins=origins, source=label)
 
 
 def parse_config(text: str) -> RunConfig:
@@ -190,6 +196,7 @@ def _explain(error: ValidationError, label: str) -> ConfigError:
     dotted = ".".join(location)
     if first["type"] == "extra_forbidden":
         known = known_keys()
+        known += sorted({key.rpartition(".")[0] for key in known if "." in key})
         leaf_matches = [k for k in known if k.rsplit(".", 1)[-1] == location[-1]]
         near = leaf_matches or difflib.get_close_matches(dotted, known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else "`coterie config show` lists all settings"

@@ -3,9 +3,9 @@
 `load_federation` gives a simulation its clients, `schema_of` what a model has to know, `load_examples` what a trained
 model predicts on, `data_sets` and `check_data` what `coterie data` shows.
 
-Inside: `builtin` and `files` hold the data sets that come with Coterie, `readers` a site's own formats, `fetch`,
-`origins` and `pinned` bring and check files by their hash, `split` and `partition` divide, `tokens` turns text into ids. Used by
-the coordinator, the agents and simulations; imports only errors, plain types and settings.
+Inside: `builtin` and `files` hold the data sets that come with Coterie, `readers` a site's own formats; `fetch`,
+`origins` and `pinned` bring files and check their hash; `split` and `partition` divide; `tokens` turns text into ids.
+Used by the coordinator, the agents and simulations; imports only errors, plain types and settings.
 """
 
 from common.data.catalogue import DataSetInfo, data_sets

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
 from common.site import load_site
 
@@ -37,12 +36,15 @@ def list_data(site: SiteOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         _print_json([asdict(info) for info in infos])
         return
-    table = Table("name", "origin", "kind", "rows", "groups", "here", "what and whose", box=None, pad_edge=False)
     for info in infos:
-        here = "yes" if info.available else f"no: {info.how_to_get}"
-        about = f"{info.summary}\n{info.licence}".strip()
-        table.add_row(info.name, info.origin, info.kind, str(info.rows or "-"), str(info.groups or "-"), here, about)
-    Console().print(table, highlight=False, markup=False)
+        size = f", {info.rows} rows" if info.rows else ""
+        groups = f", {info.groups} groups" if info.groups else ""
+        typer.echo(f"{info.name} ({info.origin}, {info.kind}{size}{groups})")
+        typer.echo(f"  {info.summary}")
+        if info.licence:
+            typer.echo(f"  {info.licence}")
+        if not info.available:
+            typer.echo(f"  not on this machine: {info.how_to_get}")
 
 
 @app.command()

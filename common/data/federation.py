@@ -12,7 +12,7 @@ import torch
 from common.config.settings import DataSettings
 from common.data.collection import Collection, Integers, Mask, slug
 from common.data.loading import load_source
-from common.data.partition import client_name, draw_rule, iid
+from common.data.partition import client_name, divide, divide_alike
 from common.data.split import held_out
 from common.errors import DataError
 from common.schema import ClientData, Examples, Federation
@@ -26,10 +26,9 @@ class _Draw(IntEnum):
     """Independent streams of one seed: changing one use of randomness leaves the others as they are."""
 
     SPLIT = 0
-    RULE = 1
-    TRAIN = 2
-    TEST = 3
-    CAP = 4
+    TRAIN = 1
+    TEST = 2
+    CAP = 3
 
 
 def load_federation(settings: DataSettings, *, seed: int, site: Site) -> Federation:
@@ -37,8 +36,8 @@ def load_federation(settings: DataSettings, *, seed: int, site: Site) -> Federat
 
     The held-out part `test` depends on the data set, the seed, `test_fraction` and folds only; it stays whole whatever
     the partition, `sites`, `clients`, `pooled` or `max_examples` are. Each client's own `test` is the part of it that
-    falls to the client: its group's (natural), or a part divided by the same rule, with the same class shares, as the
-    training examples. Where there are fewer held-out examples than clients, some clients have none.
+    falls to the client: its group's (natural), or a part with the class shares of its training examples (dirichlet,
+    shards) or their share of the whole (iid, size). Where there are fewer held-out examples than clients, some clients have none.
 
     A site's own data without a `group` is one natural group, named after the data set. A python source divides itself;
     `sites`, `max_examples` and `pooled` apply to what it returns.
@@ -119,13 +118,15 @@ def _by_rule(
         )
     targets = collection.examples.targets.numpy()
     labels = np.zeros(len(targets), np.int64) if collection.schema.per_position else targets
-    rule = draw_rule(settings, num_classes=collection.schema.num_classes, rng=_rng(seed, _Draw.RULE))
-    own = rule(labels[train], _rng(seed, _Draw.TRAIN))
-    if len(test) >= settings.clients:
-        own_test = rule(labels[test], _rng(seed, _Draw.TEST))
-    else:
-        few = iid(labels[test], clients=len(test), rng=_rng(seed, _Draw.TEST))
-        own_test = [*few, *[np.empty(0, np.int64)] * (settings.clients - len(test))]
+    num_classes = 1 if collection.schema.per_position else collection.schema.num_classes
+    own = divide(labels[train], settings, num_classes=num_classes, rng=_rng(seed, _Draw.TRAIN))
+    own_test = divide_alike(
+        labels[test],
+        settings,
+        like=[labels[train][part] for part in own],
+        num_classes=num_classes,
+        rng=_rng(seed, _Draw.TEST),
+    )
     return [
         (client_name(i, settings.clients), train[a], test[b])
         for i, (a, b) in enumerate(zip(own, own_test, strict=True))

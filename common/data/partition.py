@@ -1,13 +1,10 @@
 """Dividing examples among simulated clients: pure functions from labels (int64[n]) to one index array a client.
 
 **Guarantee**: every index appears exactly once, no client is empty, indices ascend within a client, and equal arguments
-with an equal generator give equal parts. What is random about a *rule* (class shares, owners of shards) is drawn apart
-from its use, so that one rule divides both the training and the held-out examples.
+with an equal generator give equal parts.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +12,6 @@ import numpy.typing as npt
 from common.config.settings import DataSettings
 from common.data.collection import Integers
 from common.errors import DataError
-
-Rule = Callable[[Integers, np.random.Generator], list[Integers]]
-"""Divides labels among the rule's clients."""
 
 _LEAST_ALPHA, _MOST_ALPHA = 1e-6, 1e6
 """Beyond these the shares are one-hot and uniform to machine precision, and the sampler may overflow."""
@@ -28,24 +22,54 @@ def client_name(index: int, clients: int) -> str:
     return f"client-{index:0{max(3, len(str(clients - 1)))}d}"
 
 
-def draw_rule(settings: DataSettings, *, num_classes: int, rng: np.random.Generator) -> Rule:
-    """The rule that `settings` ask for, its random parts drawn from `rng`.
+def divide(labels: Integers, settings: DataSettings, *, num_classes: int, rng: np.random.Generator) -> list[Integers]:
+    """The division that `settings` ask for.
 
     Raises:
-        DataError: The partition is `natural`, which is no rule on labels.
+        DataError: There are fewer examples than clients, or the partition is `natural`, which no labels can make.
     """
     clients = settings.clients
     if settings.partition == "iid":
-        return lambda labels, rng: iid(labels, clients=clients, rng=rng)
+        return iid(labels, clients=clients, rng=rng)
     if settings.partition == "size":
-        return lambda labels, rng: by_size(labels, clients=clients, ratio=settings.size_ratio, rng=rng)
+        return by_size(labels, clients=clients, ratio=settings.size_ratio, rng=rng)
     if settings.partition == "dirichlet":
         shares = class_shares(num_classes=num_classes, clients=clients, alpha=settings.alpha, rng=rng)
-        return lambda labels, rng: dirichlet(labels, shares=shares, rng=rng)
+        return by_shares(labels, shares=shares, rng=rng)
     if settings.partition == "shards":
-        owners = shard_owners(clients=clients, shards_per_client=settings.shards_per_client, rng=rng)
-        return lambda labels, rng: shards(labels, owners=owners, clients=clients, rng=rng)
+        return shards(labels, clients=clients, shards_per_client=settings.shards_per_client, rng=rng)
     raise DataError(f"data.partition = '{settings.partition}' is not a rule on labels", hint="use iid")
+
+
+def divide_alike(
+    labels: Integers,
+    settings: DataSettings,
+    *,
+    like: list[Integers],
+    num_classes: int,
+    rng: np.random.Generator,
+) -> list[Integers]:
+    """A second division, of held-out examples, that gives each client what it has of the first.
+
+    Args:
+        labels: int64[n], the held-out labels.
+        settings: What the first division was made by.
+        like: The training labels of each client.
+        num_classes: Number of classes.
+        rng: Source of randomness.
+
+    Rules that skew classes repeat the class shares that came out of the first division; `iid` and `size`, which do not
+    look at classes, repeat the sizes. With fewer held-out examples than clients, the first clients get one each.
+    """
+    clients = len(like)
+    if len(labels) < clients:
+        parts = iid(labels, clients=len(labels), rng=rng) if len(labels) else []
+        return [*parts, *[np.empty(0, np.int64)] * (clients - len(labels))]
+    if settings.partition in {"iid", "size"}:
+        return divide(labels, settings, num_classes=num_classes, rng=rng)
+    counts = np.stack([np.bincount(own, minlength=num_classes) for own in like], axis=1).astype(np.float64)
+    counts[counts.sum(axis=1) == 0] = 1  # nobody trains on this class: its held-out examples are spread evenly
+    return by_shares(labels, shares=counts / counts.sum(axis=1, keepdims=True), rng=rng)
 
 
 def iid(labels: Integers, *, clients: int, rng: np.random.Generator) -> list[Integers]:
@@ -70,43 +94,39 @@ def class_shares(*, num_classes: int, clients: int, alpha: float, rng: np.random
     return rng.dirichlet(np.full(clients, np.clip(alpha, _LEAST_ALPHA, _MOST_ALPHA)), size=num_classes)
 
 
-def dirichlet(labels: Integers, *, shares: npt.NDArray[np.float64], rng: np.random.Generator) -> list[Integers]:
-    """Each class cut at random into its `shares` (float64[classes, clients]).
+def by_shares(labels: Integers, *, shares: npt.NDArray[np.float64], rng: np.random.Generator) -> list[Integers]:
+    """Each class cut at random into its `shares` (float64[classes, clients], rows sum to one).
 
     A client that would be empty receives one example of the largest client.
     """
     parts: list[list[Integers]] = [[] for _ in range(shares.shape[1])]
     for label in range(shares.shape[0]):
         members = rng.permutation(np.flatnonzero(labels == label)).astype(np.int64)
-        for part, cut in zip(parts, _cut(members, shares[label]), strict=True):
-            part.append(cut)
+        # A phase of its own for each class: else rounding would favour the same clients in all of them.
+        for part, piece in zip(parts, _cut(members, shares[label], phase=rng.random()), strict=True):
+            part.append(piece)
     return _finish([np.concatenate(part) for part in parts], len(labels))
 
 
-def shard_owners(*, clients: int, shards_per_client: int, rng: np.random.Generator) -> Integers:
-    """int64[clients * shards_per_client]: which client owns each shard."""
-    return rng.permutation(np.repeat(np.arange(clients), shards_per_client)).astype(np.int64)
-
-
-def shards(labels: Integers, *, owners: Integers, clients: int, rng: np.random.Generator) -> list[Integers]:
-    """Examples sorted by class and cut into equal shards, each given to its owner.
+def shards(labels: Integers, *, clients: int, shards_per_client: int, rng: np.random.Generator) -> list[Integers]:
+    """Examples sorted by class and cut into equal shards, so many of which are dealt to each client at random.
 
     **Source**: McMahan et al. 2017, "Communication-efficient learning", section 3: two shards a client leave most
     clients with two classes.
     """
     shuffled = rng.permutation(len(labels)).astype(np.int64)
     order = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    pieces = np.array_split(order, len(owners))
-    parts = [[np.empty(0, np.int64)] for _ in range(clients)]
-    for owner, piece in zip(owners.tolist(), pieces, strict=True):
-        parts[owner].append(piece)
-    return _finish([np.concatenate(part) for part in parts], len(labels))
+    pieces = np.array_split(order, clients * shards_per_client)
+    dealt = rng.permutation(len(pieces)).reshape(clients, shards_per_client)
+    return _finish([np.concatenate([pieces[i] for i in hand]) for hand in dealt], len(labels))
 
 
-def _cut(order: Integers, shares: npt.NDArray[np.float64]) -> list[Integers]:
-    """`order` in consecutive pieces whose lengths follow `shares` (summing to one) up to rounding."""
-    ends = np.rint(np.cumsum(shares)[:-1] * len(order)).astype(np.int64)
-    return np.split(order, ends)
+def _cut(order: Integers, shares: npt.NDArray[np.float64], *, phase: float = 0.5) -> list[Integers]:
+    """`order` in consecutive pieces of lengths that follow `shares`; `phase` in [0, 1) says how ends are rounded."""
+    exact = np.cumsum(shares)[:-1] * len(order)
+    # Sums of shares are a little off: what is meant to be whole stays whole.
+    ends = np.floor(exact + phase + 1e-9).astype(np.int64)
+    return np.split(order, np.minimum(ends, len(order)))
 
 
 def _finish(parts: list[Integers], examples: int) -> list[Integers]:

@@ -145,10 +145,11 @@ def _embedding_grad_sample(
 ) -> dict[nn.Parameter, Tensor]:
     """Opacus's own, which forgets that the padding's vector is never trained, and fixes cuDNN's mode when empty."""
     if len(backprops) == 0:
-        return {layer.weight: layer.weight.new_zeros((0, *layer.weight.shape))}
+        return {p: p.new_zeros((0, *p.shape)) for p in layer.parameters()}
     result: dict[nn.Parameter, Tensor] = compute_embedding_grad_sample(layer, activations, backprops)
     if layer.padding_idx is not None:
-        result[layer.weight][:, layer.padding_idx] = 0.0
+        for gradient in result.values():
+            gradient[:, layer.padding_idx] = 0.0
     return result
 
 

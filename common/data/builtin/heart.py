@@ -12,8 +12,8 @@ Known defects of the published file, and what is done about them:
 Measurements are standardised with `STANDARD`, round figures that a clinician would give for middle-aged patients; they
 are written here and never computed from the data, so they reveal nothing about anybody. A missing measurement becomes
 0, the middle of its scale; a missing answer becomes 0 and so does every column of a missing category. Three more
-columns say that cholesterol, fasting blood sugar and blood pressure were not taken. That is informative: hospitals differ in
-what they measure, and patients too ill for the exercise test lack it together with their blood pressure.
+columns say that cholesterol, fasting blood sugar and blood pressure were not taken. That is informative: hospitals
+differ in what they measure, and patients without an exercise test mostly lack their blood pressure too.
 """
 
 from __future__ import annotations

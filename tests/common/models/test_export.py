@@ -106,7 +106,7 @@ def test_places_and_formats_that_cannot_be_written_are_refused(tmp_path, tabular
         export_model(model, tabular, tmp_path / "model.pkl", to="pickle")
     with pytest.raises(ModelError, match="folder does not exist"):
         export_model(model, tabular, tmp_path / "absent" / "model.pt2", to="torch")
-    with pytest.raises(ModelError, match="does not end in .pt2"):
+    with pytest.raises(ModelError, match=r"does not end in \.pt2"):
         export_model(model, tabular, tmp_path / "model.bin", to="torch")
     (tmp_path / "taken.safetensors").mkdir()
     with pytest.raises(ModelError):

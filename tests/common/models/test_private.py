@@ -30,7 +30,7 @@ def tied():
         (nn.SyncBatchNorm(2), "the model itself .SyncBatchNorm. mixes the examples"),
         (
             nn.Sequential(nn.InstanceNorm2d(2, track_running_stats=True)),
-            "`0` .InstanceNorm2d. keeps running statistics",
+            "`0` .* keeps running statistics",
         ),
         (nn.Sequential(nn.Linear(3, 3), Scaled()), "`1` .Scaled. has trainable parameters and buffers"),
         (tied(), "`2` .Linear. shares a parameter with layer `0`"),

@@ -25,7 +25,8 @@ class Size:
     width: int = 4
 
 def build(schema: DataSchema, *, hidden: int = 4, depth=1) -> nn.Module:
-    return nn.Sequential(nn.Linear(schema.input_shape[0], hidden), nn.BatchNorm1d(hidden), nn.Linear(hidden, schema.num_classes))
+    first, last = nn.Linear(schema.input_shape[0], hidden), nn.Linear(hidden, schema.num_classes)
+    return nn.Sequential(first, nn.BatchNorm1d(hidden), last)
 
 def needs(schema, *, hidden):
     return nn.Linear(schema.input_shape[0], schema.num_classes)

@@ -88,9 +88,8 @@ def hooked_gradients(model, inputs):
 
 def one_at_a_time(model, inputs):
     """By parameter name, with plain autograd and batches of one."""
-    names, rows = [name for name, _ in model.named_parameters()], []
-    for i in range(len(inputs)):
-        rows.append(torch.autograd.grad(loss_of(model, inputs[i : i + 1]), list(model.parameters())))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    rows = [torch.autograd.grad(loss_of(model, inputs[i : i + 1]), parameters) for i in range(len(inputs))]
     return {name: torch.stack(gradients) for name, gradients in zip(names, zip(*rows, strict=True), strict=True)}
 
 
@@ -99,7 +98,7 @@ def assert_equal(found, expected, *, relative=1e-5):
     assert found.keys() == expected.keys()
     for name, rows in expected.items():
         assert found[name].shape == rows.shape, name
-        distance, length = ((x).flatten(1).norm(dim=1) for x in (found[name] - rows, rows))
+        distance, length = (x.flatten(1).norm(dim=1) for x in (found[name] - rows, rows))
         assert length.min() > 0, f"{name}: nothing to compare with"
         assert (distance <= relative * length).all(), f"{name}: {(distance / length).max():.1e}"
 
@@ -331,7 +330,5 @@ def test_the_sampler_alone_takes_what_opacus_hands_it():
 
 def test_only_the_expected_warning_is_silenced():
     """Other warnings still reach the user."""
-    import warnings
-
     with pytest.warns(UserWarning, match="something else"), expected_warnings():
         warnings.warn("something else", UserWarning, stacklevel=1)

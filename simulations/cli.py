@@ -1,0 +1,182 @@
+"""`coterie simulate`: many clients on one machine, from a scenario or a configuration file to a run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import structlog
+import typer
+from rich.console import Console
+
+from common.config import RunConfig, load_config
+from common.config.cli import Overrides
+from common.config.load import scenario_names
+from common.config.render import to_toml
+from common.errors import ConfigError, RunError
+
+if TYPE_CHECKING:
+    from server.coordinator import Outcome
+    from server.store import RunFolder
+    from simulations.progress import ProgressObserver
+    from simulations.run import Prepared
+
+Engine = Literal["inline", "ray"]
+COMPARISON, PLAIN = "comparison.jsonl", "plain.toml"
+
+
+def simulate(
+    source: Annotated[str | None, typer.Argument(help="A scenario's name or a TOML file.")] = None,
+    overrides: Overrides = None,
+    dp: Annotated[
+        bool, typer.Option("--dp", help="Switch on example-level privacy: --set privacy.unit=example.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run folder to write; default: a new one in --root.")
+    ] = None,
+    root: Annotated[Path, typer.Option("--root", help="Folder that holds run folders.")] = Path("runs"),
+    resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Continue an interrupted run.")] = None,
+    workers: Annotated[
+        str, typer.Option("--workers", help="Processes that train clients: a number, or auto.")
+    ] = "auto",
+    engine: Annotated[
+        Engine, typer.Option("--engine", help="inline, or Flower's simulation runtime on Ray.")
+    ] = "inline",
+    site: Annotated[Path | None, typer.Option("--site", help="Your own models and data: a site.toml.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+) -> None:
+    """Train across simulated clients; leaves a run folder with model, result and report."""
+    _log_to_stderr(quiet=quiet or as_json)
+    changes = [*(overrides or ()), *(["privacy.unit=example"] if dp else [])]
+    if resume is not None:
+        if source is not None or changes or out is not None:
+            raise ConfigError(
+                "--resume continues a run as it was", hint="leave out the scenario, --set, --dp and --out"
+            )
+        config, plain, folder = _reopen(resume)
+    else:
+        if source is None:
+            raise ConfigError("nothing to simulate", hint=f"name a file or a scenario: {', '.join(scenario_names())}")
+        loaded = load_config(source, changes)
+        config, plain, folder = loaded.config, loaded.plain, None
+    from server.store import RunFolder
+
+    how = _Options(site_file=site, workers=workers, engine=engine, quiet=quiet or as_json)
+    result, path = _run(config, plain, folder, lambda: RunFolder.create(config, out, root=root), how)
+    if as_json:
+        arms = (result["comparison"] or {}).get("arms", {})
+        typer.echo(json.dumps({**result, **arms, "folder": str(path)}, allow_nan=False))
+    else:
+        from simulations.tables import print_result
+
+        print_result(result, Console(), folder=str(path))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Options:
+    """How a run is carried out; none of it changes its result."""
+
+    site_file: Path | None
+    workers: str
+    engine: Engine
+    quiet: bool
+
+    def processes(self, most: int) -> int:
+        """Worker processes to use, at most `most`."""
+        if self.workers == "auto":
+            return max(1, min(os.cpu_count() or 1, most))
+        if not self.workers.isdecimal() or int(self.workers) < 1:
+            raise ConfigError(f"--workers {self.workers}: expected a number from 1, or auto", hint="try --workers 2")
+        return int(self.workers)
+
+
+def _run(
+    config: RunConfig, plain: RunConfig, folder: RunFolder | None, make_folder: Callable[[], RunFolder], how: _Options
+) -> tuple[dict[str, Any], Path]:
+    from simulations.progress import ProgressObserver, progress_display
+    from simulations.results import FolderObserver, Observers, write_results
+    from simulations.run import execute, prepare
+    from simulations.sites import LEDGERS
+
+    # Everything that can refuse a run does so before its folder is made.
+    possible = prepare(config, ledgers=Path(LEDGERS), site_file=how.site_file)
+    folder = folder or make_folder()
+    begin = perf_counter()
+    try:
+        with folder, progress_display(quiet=how.quiet) as progress:
+            folder.write(PLAIN, to_toml(plain).encode())
+            prepared = possible.with_ledgers(folder.path / LEDGERS)
+            keeper = FolderObserver(prepared, folder)
+            shown = ProgressObserver(
+                progress, keeper, rounds=config.rounds, target_epsilon=config.privacy.target_epsilon
+            )
+            outcome = execute(
+                prepared,
+                workers=how.processes(config.cohort.size or len(prepared.federation.clients)),
+                engine=how.engine,
+                folder=folder,
+                observer=Observers([keeper, shown]),
+            )
+            keeper.close()
+            comparison = _compare(prepared, outcome, plain, folder, how, shown) if config.comparison.enabled else None
+            seconds = perf_counter() - begin
+            result = write_results(prepared, outcome, folder, seconds=seconds, comparison=comparison)
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; continue with: coterie simulate --resume {folder.path}", err=True)
+        raise
+    return result, folder.path
+
+
+def _compare(
+    prepared: Prepared, outcome: Outcome, plain: RunConfig, folder: RunFolder, how: _Options, shown: ProgressObserver
+) -> dict[str, Any]:
+    """Set the run beside its alternatives; the run itself is its own arm's fold."""
+    from simulations import comparison
+
+    config, federation = prepared.config, prepared.federation
+    arms = comparison.arms_of(config, plain, [client.name for client in federation.clients])
+    path = folder.path / COMPARISON
+    own = comparison.fold_result(
+        comparison.PRIVATE if config.private else comparison.FEDERATED, prepared, outcome, federation
+    )
+    done = comparison.read_results(path)
+    if own.fold not in [result.fold for result in done if result.arm == own.arm]:
+        comparison.append_result(path, own)
+        done.append(own)
+    total, finished = len(arms) * config.data.folds, len(done)
+
+    def on_result(result: comparison.FoldResult) -> None:
+        nonlocal finished
+        finished += 1
+        comparison.append_result(path, result)
+        shown.comparison(finished, total, result.arm)
+
+    results = comparison.compare(
+        arms, done=done, site_file=how.site_file, workers=how.processes(total), on_result=on_result
+    )
+    return comparison.summarise(results, config)
+
+
+def _reopen(path: Path) -> tuple[RunConfig, RunConfig, RunFolder]:
+    from server.store import RunFolder
+
+    folder = RunFolder.resume(path)
+    if folder.read_result() is not None:
+        folder.close()
+        raise RunError(f"{path} is complete", hint=f"see {path}/report.html, or start a new run")
+    return folder.config(), load_config(path / PLAIN).config, folder
+
+
+def _log_to_stderr(*, quiet: bool) -> None:
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR if quiet else logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

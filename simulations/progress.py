@@ -1,0 +1,79 @@
+"""What a person sees while a simulation runs: on stderr, only on a terminal, gone when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from common.errors import FailureCode
+from server.coordinator import Observer, RoundRecord
+from simulations.results import FolderObserver
+
+
+class ProgressObserver(Observer):
+    """Shows round, clients reported, accuracy and loss, epsilon against its target, and the time left."""
+
+    def __init__(
+        self, progress: Progress, keeper: FolderObserver, *, rounds: int, target_epsilon: float | None
+    ) -> None:
+        self._progress = progress
+        self._keeper = keeper
+        self._target = target_epsilon
+        self._rounds: TaskID = progress.add_task("rounds", total=rounds, detail="")
+        self._clients: TaskID = progress.add_task("clients", total=None, detail="")
+        self._failed = 0
+
+    def round_started(self, server_round: int, cohort: list[str]) -> None:
+        """Start the round's bar."""
+        self._failed = 0
+        self._progress.update(self._rounds, completed=server_round - 1)
+        self._progress.reset(self._clients, total=len(cohort), detail="")
+
+    def reply_received(self, client: str, failure: FailureCode | None) -> None:  # noqa: ARG002
+        """Count the reply."""
+        self._failed += failure is not None
+        detail = f"{self._failed} failed" if self._failed else ""
+        self._progress.update(self._clients, advance=1, detail=detail)
+
+    def round_finished(self, record: RoundRecord) -> None:
+        """Show the round's figures."""
+        parts = []
+        if record.accuracy is not None:
+            parts.append(f"accuracy {record.accuracy:.3f}")
+        loss = record.train_loss if record.loss is None else record.loss
+        if loss is not None:
+            parts.append(f"loss {loss:.3f}")
+        if self._keeper.epsilon:
+            spent = max(self._keeper.epsilon.values())
+            parts.append(f"epsilon {spent:.2f}" + (f" of {self._target:g}" if self._target else ""))
+        self._progress.update(self._rounds, completed=record.server_round, detail=", ".join(parts))
+
+    def comparison(self, done: int, total: int, arm: str) -> None:
+        """Show how far the comparison is."""
+        self._progress.update(self._rounds, visible=False)
+        self._progress.update(
+            self._clients, description="comparison", completed=done, total=total, detail=f"last: {arm}"
+        )
+
+
+@contextmanager
+def progress_display(*, quiet: bool) -> Iterator[Progress]:
+    """A progress display on stderr; silent when quiet or not on a terminal."""
+    console = Console(stderr=True)
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:>10}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total}"),
+        TextColumn("{task.fields[detail]}", style="bold"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+    with progress:
+        yield progress
