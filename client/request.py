@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message
 from common.config import RunConfig
 from common.config.load import parse_config
 from common.errors import CoterieError, FailureCode, PeerError
-from common.flower import CONFIG
+from common.flower import config_of
 from common.privacy import PrivacyPlan, make_plan
 
 T = TypeVar("T")
@@ -40,10 +40,8 @@ def parse_request(message: Message) -> TrainRequest:
     Raises:
         PeerError: Anything is missing, unknown or out of range. The sender learns no more than that.
     """
-    record = message.content.config_records.get(CONFIG)
-    if record is None:
-        raise PeerError(FailureCode.INVALID_REQUEST)
     try:
+        record = config_of(message.content)
         text = _field(record, RUN, str)
         config, digest = _config(text)
         plan = None
@@ -56,7 +54,7 @@ def parse_request(message: Message) -> TrainRequest:
             plan=plan,
             proximal_mu=float(record.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
         )
-    except (CoterieError, TypeError, ValueError) as e:
+    except (CoterieError, KeyError, TypeError, ValueError) as e:
         raise PeerError(FailureCode.INVALID_REQUEST) from e
 
 

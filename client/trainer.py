@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -31,12 +31,13 @@ def train_plain(
     """
     model.train()
     parameters = list(trainable(model))
-    optimizer = make_optimizer(parameters, settings, learning_rate)
+    step = _stepper(parameters, settings, learning_rate)
     start = [p.detach().clone() for p in parameters] if proximal_mu else []
     cast = _autocast(settings, parameters[0].device)
     total, steps = torch.zeros((), device=parameters[0].device), 0
     for batch in _batches(examples, settings):
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         for part in _physical(batch, settings.max_physical_batch):
             with cast:
                 loss = mean_loss(model(part.inputs), part.targets)
@@ -46,7 +47,7 @@ def train_plain(
         for parameter, origin in zip(parameters, start, strict=False):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
-        optimizer.step()
+        step()
         steps += 1
     return total.item() / steps
 
@@ -89,6 +90,20 @@ def make_optimizer(
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=settings.weight_decay)
     return torch.optim.SGD(parameters, lr=learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+
+def _stepper(parameters: list[nn.Parameter], settings: TrainingSettings, learning_rate: float) -> Callable[[], object]:
+    """One optimizer step; plain SGD is one line, and an optimizer object would cost a small model more than its step."""
+    if settings.optimizer != "sgd" or settings.momentum or settings.weight_decay:
+        return make_optimizer(parameters, settings, learning_rate).step
+
+    @torch.no_grad()
+    def step() -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.add_(parameter.grad, alpha=-learning_rate)
+
+    return step
 
 
 def learning_rate_at(settings: TrainingSettings, server_round: int, rounds: int) -> float:

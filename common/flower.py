@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
@@ -45,7 +46,9 @@ class NumpyArray(Array):
     """
 
     def __init__(self, values: NDArray[Any]) -> None:
-        self.__dict__.update(dtype=str(values.dtype), shape=values.shape, stype="numpy.ndarray", _values=values)
+        fields = self.__dict__
+        fields["dtype"], fields["shape"], fields["stype"] = _dtype_name(values.dtype), values.shape, "numpy.ndarray"
+        fields["_values"] = values
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
@@ -64,9 +67,18 @@ class NumpyArray(Array):
         return Array, (self.dtype, self.shape, self.stype, self.data)
 
 
+@lru_cache(maxsize=64)
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    return str(dtype)
+
+
+# Copying an empty record is several times cheaper than making one, which sorts out its arguments first.
+_NO_ARRAYS, _NO_METRICS, _NO_RECORDS = ArrayRecord(), MetricRecord(), RecordDict()
+
+
 def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """An `ArrayRecord` over these arrays, without copying or encoding them."""
-    record = ArrayRecord()  # given a dict it would encode every array
+    record = _NO_ARRAYS.copy()  # made from a dict, every array would be encoded
     for name, values in arrays.items():
         record[name] = NumpyArray(values)
     return record
@@ -77,10 +89,55 @@ def from_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
     return {name: array.numpy() for name, array in record.items()}
 
 
+def arrays_of(content: RecordDict) -> dict[str, NDArray[Any]]:
+    """A message's arrays by name; not to be written to.
+
+    Raises:
+        KeyError: There are none. (`RecordDict.array_records` would build a view of everything at each call.)
+    """
+    record = content[ARRAYS]
+    if not isinstance(record, ArrayRecord):
+        raise KeyError(ARRAYS)
+    return from_record(record)
+
+
+def metrics_of(content: RecordDict) -> MetricRecord:
+    """A message's metrics.
+
+    Raises:
+        KeyError: There are none.
+    """
+    record = content[METRICS]
+    if not isinstance(record, MetricRecord):
+        raise KeyError(METRICS)
+    return record
+
+
+def config_of(content: RecordDict) -> ConfigRecord:
+    """A message's configuration.
+
+    Raises:
+        KeyError: There is none.
+    """
+    record = content[CONFIG]
+    if not isinstance(record, ConfigRecord):
+        raise KeyError(CONFIG)
+    return record
+
+
 def stamp(message: Message, *, message_id: str) -> Message:
     """Give a message what Flower's transport would: an id and the run's identity. Returns the same message."""
     message.metadata.__dict__.update(_message_id=message_id, _run_id=RUN_ID, _src_node_id=SERVER_NODE_ID)
     return message
+
+
+def update_reply(message: Message, arrays: Mapping[str, NDArray[Any]], metrics: Mapping[str, float]) -> Message:
+    """A reply with new weights and the metrics that go with them, `WEIGHT` among them."""
+    content, record = _NO_RECORDS.copy(), _NO_METRICS.copy()
+    for name, value in metrics.items():
+        record[name] = value
+    content[ARRAYS], content[METRICS] = to_record(arrays), record
+    return Message(content, reply_to=message)
 
 
 def failure_reply(message: Message, failure: FailureCode) -> Message:

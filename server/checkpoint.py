@@ -195,9 +195,7 @@ def _read(path: Path) -> Checkpoint:
         raise _DamagedError("it is incomplete or not a checkpoint") from e
     if body["version"] != _VERSION:
         raise RunError(f"{path} was written by another version", hint="resume with the version that wrote it")
-    spaces = {
-        space: {name: tensors[f"{space}/{name}"].copy() for name in names} for space, names in body["keys"].items()
-    }
+    spaces = {space: {name: tensors[f"{space}/{name}"] for name in names} for space, names in body["keys"].items()}
     return Checkpoint(
         server_round=body["server_round"],
         config_digest=body["config_digest"],

@@ -18,7 +18,7 @@ from torch import nn
 
 from common.config import RunConfig
 from common.errors import FailureCode, RunError
-from common.flower import CONFIG, from_record, to_record
+from common.flower import CONFIG, config_of, from_record, to_record
 from common.models.weights import ModelWeights
 from common.privacy import PrivacyPlan
 from common.schema import Examples
@@ -125,7 +125,7 @@ def discover(grid: Grid, config: RunConfig) -> dict[str, int]:
         asked = [Message(content, node_id, MessageType.QUERY) for _, node_id in nodes]
         replies = grid.send_and_receive(asked)
         nodes = [
-            (str(reply.content.config_records[CONFIG]["client"]), reply.metadata.src_node_id)
+            (str(config_of(reply.content)["client"]), reply.metadata.src_node_id)
             for reply in replies
             if not reply.has_error()
         ]

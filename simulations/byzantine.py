@@ -6,7 +6,7 @@ from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from client.request import parse_request
-from common.flower import ARRAYS, from_record, to_record
+from common.flower import ARRAYS, arrays_of, to_record
 
 
 def byzantine_mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -16,8 +16,8 @@ def byzantine_mod(message: Message, context: Context, call_next: ClientAppCallab
     partition = context.node_config.get("partition-id")
     if reply.has_error() or not isinstance(partition, int) or partition >= settings.byzantine_clients:
         return reply
-    start = from_record(message.content.array_records[ARRAYS])
-    trained = from_record(reply.content.array_records[ARRAYS])
+    start = arrays_of(message.content)
+    trained = arrays_of(reply.content)
     scale = settings.byzantine_scale
     reply.content[ARRAYS] = to_record({k: start[k] + (trained[k] - start[k]) * scale for k in start})
     return reply

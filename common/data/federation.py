@@ -37,7 +37,8 @@ def load_federation(settings: DataSettings, *, seed: int, site: Site) -> Federat
     The held-out part `test` depends on the data set, the seed, `test_fraction` and folds only; it stays whole whatever
     the partition, `sites`, `clients`, `pooled` or `max_examples` are. Each client's own `test` is the part of it that
     falls to the client: its group's (natural), or a part with the class shares of its training examples (dirichlet,
-    shards) or their share of the whole (iid, size). Where there are fewer held-out examples than clients, some clients have none.
+    shards) or their share of the whole (iid, size). Where there are fewer held-out examples than clients, some have
+    none.
 
     A site's own data without a `group` is one natural group, named after the data set. A python source divides itself;
     `sites`, `max_examples` and `pooled` apply to what it returns.

@@ -158,14 +158,15 @@ class Url:
                     while chunk := reply.read(CHUNK_BYTES):
                         have += len(chunk)
                         if have > artefact.size_bytes:
-                            break  # the hash check refuses what is too long
+                            f.truncate(0)
+                            raise NotObtained(f"{self.url} sends more than the {artefact.size_bytes} bytes expected")
                         f.write(chunk)
                         progress(artefact.file, have, total)
                 if have < total:
                     raise NotObtained(f"the connection to {self.url} broke after {have} of {total} bytes")
         except urllib.error.HTTPError as e:
             e.close()
-            if e.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if e.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
                 raise NotObtained(f"{self.url} answers {e.code}") from None
             # All bytes are there already: the hash decides.
         except (OSError, http.client.HTTPException) as e:

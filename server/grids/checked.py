@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from common.errors import FailureCode
-from common.flower import ARRAYS, METRICS, WEIGHT, failure_of, failure_reply, from_record
+from common.flower import WEIGHT, arrays_of, failure_of, failure_reply, metrics_of
 from server.grids.base import WrappingGrid, stream_replies
 
 
@@ -52,8 +52,8 @@ class CheckedGrid(WrappingGrid):
 
     def _fault(self, reply: Message) -> FailureCode | None:
         try:
-            metrics = dict(reply.content.metric_records[METRICS])
-            arrays = from_record(reply.content.array_records[ARRAYS])
+            metrics = metrics_of(reply.content)
+            arrays = arrays_of(reply.content)
         except (KeyError, ValueError, TypeError, OSError, EOFError):
             return FailureCode.INVALID_REPLY
         weight = metrics.get(WEIGHT)

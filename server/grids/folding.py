@@ -9,7 +9,7 @@ import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from common.flower import ARRAYS, METRICS, WEIGHT, from_record, to_record
+from common.flower import ARRAYS, METRICS, WEIGHT, arrays_of, metrics_of, to_record
 from server.grids.base import WrappingGrid, stream_replies
 
 
@@ -55,9 +55,9 @@ class _Mean:
     def add(self, reply: Message) -> None:
         if reply.has_error():
             return
-        metrics = reply.content.metric_records[METRICS]
+        metrics = metrics_of(reply.content)
         weight = np.float64(metrics[WEIGHT])  # type: ignore[arg-type]
-        arrays = from_record(reply.content.array_records[ARRAYS])
+        arrays = arrays_of(reply.content)
         if self._first is None:
             self._first = reply
             self._sums = {name: values * weight for name, values in arrays.items()}

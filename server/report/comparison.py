@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from server.report.clients import MAX_ROWS
-from server.report.record import Arm, Comparison, Score
+from server.report.record import Arm, Comparison, Gain, Score
 from server.report.svg import Figure, Plot, cut, padded
 from server.report.words import joined, number, percent, points
 
@@ -36,15 +36,13 @@ class SiteRow:
 
     Attributes:
         scores: By arm; arms that were not run are missing.
-        gains: Mean accuracy beyond training alone: federated, and federated with privacy.
-        unclear: Whether the federated gain is smaller than the larger standard deviation of the two.
+        gains: Accuracy beyond training alone: federated, and federated with privacy.
     """
 
     site: str
     scores: Mapping[str, Score]
     majority: float | None
-    gains: Mapping[str, float]
-    unclear: bool
+    gains: Mapping[str, Gain]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +69,7 @@ def study(comparison: Comparison | None) -> Study | None:
         arms=_arm_rows(comparison),
         sites=rows[:MAX_ROWS],
         left_out=max(0, len(rows) - MAX_ROWS),
-        verdict=_verdict(rows),
+        verdict=_verdict(comparison, rows),
         figure=_figure(rows) if 0 < len(rows) <= MAX_ROWS else None,
     )
 
@@ -100,57 +98,42 @@ def _arm_rows(comparison: Comparison) -> tuple[ArmRow, ...]:
 
 def _site_rows(comparison: Comparison) -> tuple[SiteRow, ...]:
     shared, alone = _shared(comparison), comparison.arms.alone
-    names = dict.fromkeys([*alone, *(site for arm in shared.values() for site in arm.sites)])
-    return tuple(
-        _site_row(
-            site,
-            {
-                **({"alone": alone[site].sites[site]} if site in alone and site in alone[site].sites else {}),
-                **{key: arm.sites[site] for key, arm in shared.items() if site in arm.sites},
-            },
-        )
-        for site in names
-    )
+    rows = []
+    for site in dict.fromkeys([*alone, *(site for arm in shared.values() for site in arm.sites)]):
+        arms = {**({"alone": alone[site]} if site in alone else {}), **shared}
+        scores = {key: arm.sites[site] for key, arm in arms.items() if site in arm.sites}
+        majority = next((score.majority for score in scores.values() if score.majority is not None), None)
+        gains = {key: gain for key, gain in comparison.gains.get(site, {}).items() if gain.accuracy_gain is not None}
+        rows.append(SiteRow(site=site, scores=scores, majority=majority, gains=gains))
+    return tuple(rows)
 
 
-def _site_row(site: str, scores: dict[str, Score]) -> SiteRow:
-    base = scores["alone"].accuracy_mean if "alone" in scores else None
-    gains: dict[str, float] = {
-        key: mean - base
-        for key in ("federated", "federated_dp")
-        if base is not None and key in scores and (mean := scores[key].accuracy_mean) is not None
-    }
-    spread = max((scores[key].accuracy_sd or 0.0 for key in ("alone", "federated") if key in scores), default=0.0)
-    majority = next((score.majority for score in scores.values() if score.majority is not None), None)
-    unclear = abs(gains.get("federated", 0.0)) < spread
-    return SiteRow(site=site, scores=scores, majority=majority, gains=gains, unclear=unclear)
-
-
-def _verdict(rows: tuple[SiteRow, ...]) -> tuple[str, ...]:
-    """Who gains over training alone, in sentences."""
+def _verdict(comparison: Comparison, rows: tuple[SiteRow, ...]) -> tuple[str, ...]:
+    """Who gains over training alone, what pooling would add, and where nothing helps, in sentences."""
     sentences = []
     for key, name in (("federated", "Federation"), ("federated_dp", "Federation with privacy")):
-        known = [(row.site, row.gains[key]) for row in rows if key in row.gains]
-        if not known:
-            continue
-        better = [f"{site} ({points(gain)})" for site, gain in known if gain > 0]
-        not_better = [f"{site} ({points(gain)})" for site, gain in known if gain <= 0]
-        parts = []
-        if better:
-            parts.append(f"raises the mean accuracy at {joined(better)}")
-        if not_better:
-            parts.append(f"{'but not' if better else 'does not raise it'} at {joined(not_better)}")
-        sentences.append(f"{name}, compared with training alone, {', '.join(parts)}; in percentage points.")
-    unclear = [row.site for row in rows if "federated" in row.gains and row.unclear]
-    if unclear:
-        sentences.append(
-            f"At {joined(unclear)} the difference that federation makes is smaller than the spread over folds "
-            "(one standard deviation), so it may be chance."
-        )
+        sites: dict[str, list[str]] = {"gains": [], "no clear gain": [], "loses": []}
+        for row in rows:
+            if key in row.gains:
+                sites.setdefault(row.gains[key].verdict, []).append(f"{row.site} ({gain_text(row.gains[key])})")
+        parts = [f"{verdict} at {joined(named)}" for verdict, named in sites.items() if named and verdict]
+        if parts:
+            sentences.append(f"{name} against training alone, in points of accuracy: {'; '.join(parts)}.")
+    if sentences:
+        sentences.append("A difference counts as a gain or a loss where it is more than twice its standard error (±).")
+    if comparison.pooled_minus_federated is not None:
+        change = points(comparison.pooled_minus_federated)
+        sentences.append(f"Pooling all data in one place would change federation's accuracy by {change} points.")
     hopeless = [row.site for row in rows if row.majority is not None and _best(row) <= row.majority]
     if hopeless:
         sentences.append(f"At {joined(hopeless)} no way of training beats always naming the commonest class.")
     return tuple(sentences)
+
+
+def gain_text(gain: Gain) -> str:
+    """A difference in percentage points, with its standard error where that is known."""
+    error = f" ± {100 * gain.standard_error:.1f}" if gain.standard_error is not None else ""
+    return f"{points(gain.accuracy_gain or 0.0)}{error}"
 
 
 def _best(row: SiteRow) -> float:

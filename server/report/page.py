@@ -15,7 +15,7 @@ from common.config.load import setting_fields
 from server.checkpoint import atomic_file
 from server.report import words
 from server.report.clients import MAX_ROWS, accuracy_by_client_figure, partition_figures
-from server.report.comparison import LABELS, study
+from server.report.comparison import LABELS, gain_text, study
 from server.report.privacy import PrivacyBox, privacy_box
 from server.report.record import Record, RoundRow, read_record
 from server.report.rounds import accuracy_figure, epsilon_figure, failures_figure, loss_figure, time_figure, time_spent
@@ -67,7 +67,7 @@ def render(record: Record) -> str:
     """The page of a run."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
-        ceiling=words.ceiling, percent=words.percent, number=words.number, duration=words.duration, points=words.points
+        ceiling=words.ceiling, duration=words.duration, gain=gain_text, number=words.number, percent=words.percent
     )
     template = environment.from_string(files("server.report").joinpath("page.html").read_text(encoding="utf-8"))
     result, privacy = record.result, privacy_box(record, MAX_ROWS)

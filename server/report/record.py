@@ -125,12 +125,22 @@ class Arms(Document):
     alone: dict[str, Arm] = {}
 
 
+class Gain(Document):
+    """What one site gains over training alone, fold by fold: a mean difference of shares and its standard error."""
+
+    accuracy_gain: Measure = None
+    standard_error: Measure = None
+    verdict: str = ""
+
+
 class Comparison(Document):
     """Each site alone, federated, with privacy, and pooled, over identical folds."""
 
     folds: int = 0
     test_majority: Measure = None
     arms: Arms = Arms()
+    pooled_minus_federated: Measure = None
+    gains: dict[str, dict[str, Gain]] = {}
 
 
 class Result(Document):

@@ -73,8 +73,8 @@ def ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> li
     step = min((m * magnitude for m in (1, 2, 2.5, 5, 10)), key=lambda s: abs(span / s - count))
     if whole:
         step = max(1.0, float(round(step)))
-    first = math.ceil(low / step - 1e-9)
-    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+    slack = 1e-9 * span  # 0.3 / 0.1 is not quite 3
+    return [n * step for n in range(math.ceil((low - slack) / step), math.floor((high + slack) / step) + 1)]
 
 
 def padded(values: Iterable[float], *, floor: float = -math.inf, ceiling: float = math.inf) -> Point:

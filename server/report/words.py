@@ -45,6 +45,7 @@ def ceiling(value: float | None) -> str:
     """As `number`, rounded up: what is spent is never shown as less than it is."""
     if value is None or not math.isfinite(value) or value <= 0:
         return number(value)
+    value = max(value, 1e-9)  # no less is ever shown, and its step does not vanish
     digits = 2 if value < 1e-3 else 3  # as many as `number` shows
     step = 10.0 ** (math.floor(math.log10(value)) + 1 - digits)
     return number(math.ceil(value / step - 1e-9) * step)

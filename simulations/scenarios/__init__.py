@@ -1,1 +1,3 @@
-"""Ready runs by name: `coterie simulate NAME`. Each is a complete configuration; `[dp]` replaces settings for privacy."""
+"""Ready runs by name: `coterie simulate NAME`. Each is a complete configuration; `[dp]` replaces settings for
+privacy.
+"""

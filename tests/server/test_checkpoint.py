@@ -294,8 +294,8 @@ class TestAtomic:
         assert killed.returncode == 9
         assert len(list(tmp_path.iterdir())) == 2, "the dead process left a temporary file"
         assert loaded(tmp_path).server_round == 1
-        save_checkpoint(tmp_path, small(2))
-        assert [n for n, _ in checkpoint_files(tmp_path)] == [1, 2]
+        save_checkpoint(tmp_path, small(3))
+        assert [n for n, _ in checkpoint_files(tmp_path)] == [1, 3]
         assert len(list(tmp_path.iterdir())) == 2
 
     @pytest.mark.parametrize(

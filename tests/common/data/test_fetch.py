@@ -126,7 +126,7 @@ class TestWeb:
         fetch_data("thing")
         assert path.read_bytes() == CONTENT
 
-    @pytest.mark.parametrize("content", [CONTENT[:-1] + b"x", CONTENT + b"more", b""], ids=["changed", "long", "empty"])
+    @pytest.mark.parametrize("content", [CONTENT[:-1] + b"x", CONTENT * 3, b""], ids=["changed", "long", "empty"])
     def test_other_content_is_never_kept(self, server: Server, offer: Offer, content: bytes) -> None:
         """Neither the file nor a part of it stays, so that the next attempt starts clean."""
         path = offer(Url(server.url))
@@ -190,7 +190,7 @@ class TestPackages:
         monkeypatch.setenv("PATH", "")
         (tmp_path / "damaged").write_bytes(b"x")
         offer(Installed(tmp_path / "none"), Debian("thing", "x"), Installed(tmp_path / "damaged"))
-        with pytest.raises(DataUnavailableError, match="not installed; apt-get is not on this machine; .*damaged"):
+        with pytest.raises(DataUnavailableError, match=r"not installed; apt-get is not on this machine; .*damaged"):
             fetch_data("thing")
 
 

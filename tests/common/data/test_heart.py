@@ -46,7 +46,7 @@ class TestDefects:
         assert found.groups[found.group_of[list(found.row_ids).index("304")]] == "hungary"
 
     def test_zero_cholesterol_and_pressure_mean_not_measured(self) -> None:
-        """172 zeros and 30 empty cells are missing cholesterol (one of them in a repeated row), all of Switzerland's."""
+        """172 zeros and 30 empty cells (one in a repeated row) are missing cholesterol, all of Switzerland's."""
         found = heart.load()
         assert found.missing["chol"] == 201
         assert found.missing["trestbps"] == 60

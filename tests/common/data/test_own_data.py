@@ -40,7 +40,7 @@ class TestTable:
     """csv and parquet."""
 
     def test_declared_table(self, tmp_path: Path, register: Register) -> None:
-        """Features come in the declared order, standardised by the declared constants; classes by the declared order."""
+        """Features and classes keep the declared order; features are standardised by the declared constants."""
         write(tmp_path, "own.csv", TABLE)
         site = register(
             "csv:own.csv", label="outcome", features=["rate", "age"], classes=["ill", "well"],
@@ -147,7 +147,7 @@ class TestTable:
         ],
     )
     def test_refusals(
-        self, tmp_path: Path, register: Register, text: str, options: dict[str, object], message: str, hint: str
+        self, tmp_path: Path, register: Register, text: str, options: dict[str, object], *, message: str, hint: str
     ) -> None:
         """Each defect is named by file, column and count, with what to do, and without any value."""
         write(tmp_path, "own.csv", text)

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from common.models import describe
+from common.config import ModelSettings
+from common.models import build_model, describe, parameter_count
 from common.models.options import limits
+from common.site import load_site
 
 TEXT = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
 
@@ -23,6 +25,16 @@ def test_every_model_and_option_is_documented(model):
     section = TEXT.split(f"### `{model.name}`\n")[1].split("\n#")[0] if model.options else ""
     rows = [line for line in section.splitlines() if re.match(r"\| `", line)]
     assert rows == [row(option) for option in model.options]
+
+
+def test_the_example_of_ones_own_model_works(tmp_path, image):
+    """The builder and the entry of `site.toml` in the document build a model."""
+    section = TEXT.split("## A model of your own\n")[1]
+    for file, language in (("my_models.py", "python"), ("site.toml", "toml")):
+        (tmp_path / file).write_text(section.split(f"```{language}\n")[1].split("```")[0])
+    settings = ModelSettings(name="my-net", options={"hidden": 5})
+    model = build_model(settings, image, site=load_site(tmp_path / "site.toml"))
+    assert parameter_count(model) == 12 * 14 * 5 + 5 + 5 * 3 + 3
 
 
 def test_no_other_model_is_documented():

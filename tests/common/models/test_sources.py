@@ -1,5 +1,6 @@
 """A site's own models, named in its `site.toml`."""
 
+import os
 import sys
 from importlib.metadata import EntryPoint, EntryPoints
 
@@ -20,13 +21,16 @@ from common.errors import ModelError
 if TYPE_CHECKING:
     from common.schema import DataSchema
 
+class Own(nn.Sequential):
+    pass
+
 @dataclass
 class Size:
     width: int = 4
 
 def build(schema: DataSchema, *, hidden: int = 4, depth=1) -> nn.Module:
     first, last = nn.Linear(schema.input_shape[0], hidden), nn.Linear(hidden, schema.num_classes)
-    return nn.Sequential(first, nn.BatchNorm1d(hidden), last)
+    return Own(first, nn.BatchNorm1d(hidden), last)
 
 def needs(schema, *, hidden):
     return nn.Linear(schema.input_shape[0], schema.num_classes)
@@ -83,12 +87,14 @@ def test_options_of_ones_own_builder_are_checked_by_its_signature(own):
     assert own("nets.py:anything", bias=False).bias is None
 
 
-def test_the_file_is_a_module_of_its_own(own):
+def test_the_file_is_a_module_of_its_own(own, tmp_path):
     """It shadows nothing that is installed, and is executed again only when it changed."""
     before = set(sys.modules)
     first = type(own("nets.py:build"))
     added = {name for name in set(sys.modules) - before if "nets" in name or "site_model" in name}
     assert first is type(own("nets.py:build"))
+    os.utime(tmp_path / "nets.py", ns=(0, 0))
+    assert first is not type(own("nets.py:build"))
     assert all(name.startswith("coterie_site_model_") for name in added)
     assert len(added) == 1
 

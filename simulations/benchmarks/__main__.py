@@ -1,0 +1,59 @@
+"""`python -m simulations.benchmarks NAME [--json] [--quick]`."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from enum import Enum
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from simulations.benchmarks import engine
+
+BENCHMARKS = {"engine": engine.figures}
+Name = Enum("Name", {name: name for name in BENCHMARKS})
+
+
+def main(
+    name: Annotated[Name, typer.Argument(help="Which benchmark.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs; ends within 45 s.")] = False,
+) -> None:
+    """Measure, and print figures with the machine they were made on."""
+    figures = BENCHMARKS[name.value](quick=quick)
+    document = {"benchmark": name.value, "figures": figures, "machine": machine()}
+    if as_json:
+        print(json.dumps(document))
+        return
+    table = Table("figure", "value", box=None, header_style="dim", pad_edge=False)
+    for key, value in figures.items():
+        table.add_row(key, f"{value:.3f}")
+    Console().print(table, document["machine"])
+
+
+def machine() -> dict[str, object]:
+    """What the figures were made on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    typer.run(main)
