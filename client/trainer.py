@@ -29,12 +29,13 @@ def train_plain(
     Order of examples and dropout follow torch's global generator. With `proximal_mu`, every step also pulls towards the
     parameters at the start (FedProx: Li et al. 2020, eq. 2).
     """
-    model.train()
     parameters = list(trainable(model))
+    _set_training(model)
     step = _stepper(parameters, settings, learning_rate)
     start = [p.detach().clone() for p in parameters] if proximal_mu else []
     cast = _autocast(settings, parameters[0].device)
-    total, steps = torch.zeros((), device=parameters[0].device), 0
+    losses: list[Tensor] = []  # read at the end: reading each would wait for the device
+    steps = 0
     for batch in _batches(examples, settings):
         for parameter in parameters:
             parameter.grad = None
@@ -43,13 +44,13 @@ def train_plain(
                 loss = mean_loss(model(part.inputs), part.targets)
             scaled = loss if len(part) == len(batch) else loss * (len(part) / len(batch))
             scaled.backward()  # type: ignore[no-untyped-call]
-            total += scaled.detach()
+            losses.append(scaled.detach())
         for parameter, origin in zip(parameters, start, strict=False):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
         step()
         steps += 1
-    return total.item() / steps
+    return (torch.stack(losses).sum() if len(losses) > 1 else losses[0]).item() / steps
 
 
 def train_private(
@@ -66,7 +67,7 @@ def train_private(
     `model` must have Opacus' per-example gradient hooks attached. Each of the plan's steps takes a fresh Poisson
     sample; a step over an empty sample still adds noise.
     """
-    model.train()
+    _set_training(model)
     parameters = list(trainable(model))
     optimizer = PrivateOptimizer(make_optimizer(parameters, settings, learning_rate), plan=plan, source=source)
     cast = _autocast(settings, parameters[0].device)
@@ -90,6 +91,11 @@ def make_optimizer(
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=settings.weight_decay)
     return torch.optim.SGD(parameters, lr=learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+
+
+def _set_training(model: nn.Module) -> None:
+    if not model.training:  # walking all layers costs as much as a small one's step
+        model.train()
 
 
 def _stepper(parameters: list[nn.Parameter], settings: TrainingSettings, learning_rate: float) -> Callable[[], object]:
@@ -123,7 +129,9 @@ def learning_rate_at(settings: TrainingSettings, server_round: int, rounds: int)
 
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy averaged over examples, and over positions for next-token targets."""
-    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+    if logits.dim() > 2:
+        logits, targets = logits.reshape(-1, logits.shape[-1]), targets.reshape(-1)
+    return F.cross_entropy(logits, targets)
 
 
 def example_losses(logits: Tensor, targets: Tensor) -> Tensor:

@@ -161,6 +161,6 @@ def client_context(*, node_id: int, partition: int, state: RecordDict | None = N
         run_id=RUN_ID,
         node_id=node_id,
         node_config={"partition-id": partition},
-        state=RecordDict() if state is None else state,
+        state=_NO_RECORDS.copy() if state is None else state,
         run_config={},
     )

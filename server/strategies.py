@@ -132,7 +132,7 @@ def minimum_replies(settings: StrategySettings) -> int:
         case "fedtrimmedavg" if settings.trim_fraction > 0:
             fraction = max(settings.trim_fraction, 1e-9)  # finite, and above any cohort
             fewest = math.ceil(1 / fraction)
-            return fewest if int(fraction * fewest) >= 1 else fewest + 1  # rounding, as for 1/49
+            return fewest if int(fraction * fewest) >= 1 else fewest + 1  # 1 / fraction was rounded down
         case _:
             return 1
 

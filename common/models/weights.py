@@ -18,6 +18,7 @@ class ModelWeights:
 
     def __init__(self, model: nn.Module) -> None:
         self._state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        self._kinds = {name: (tuple(tensor.shape), _dtype(tensor)) for name, tensor in self._state.items()}
         on_cpu = all(tensor.device.type == "cpu" for tensor in self._state.values())
         # These views share memory with the model's own tensors.
         self._views = {name: tensor.numpy() for name, tensor in self._state.items()} if on_cpu else {}
@@ -30,11 +31,13 @@ class ModelWeights:
         """
         if arrays.keys() != self._state.keys():
             raise ModelError("the weights are of another model", hint="use the configuration that the model came from")
-        for name, tensor in self._state.items():
+        for name, (shape, dtype) in self._kinds.items():
             values = arrays[name]
-            if values.shape != tuple(tensor.shape) or not np.can_cast(values.dtype, _dtype(tensor), "same_kind"):
+            if values.shape != shape or not (
+                values.dtype == dtype or np.can_cast(values.dtype, dtype, casting="same_kind")
+            ):
                 raise ModelError(
-                    f"weight `{name}` is {values.dtype}{list(values.shape)}, the model's is {list(tensor.shape)}",
+                    f"weight `{name}` is {values.dtype}{list(values.shape)}, the model's is {dtype}{list(shape)}",
                     hint="use the configuration that the model came from",
                 )
         for name, tensor in self._state.items():
