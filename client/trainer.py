@@ -99,7 +99,9 @@ def _set_training(model: nn.Module) -> None:
 
 
 def _stepper(parameters: list[nn.Parameter], settings: TrainingSettings, learning_rate: float) -> Callable[[], object]:
-    """One optimizer step; plain SGD is one line, and an optimizer object would cost a small model more than its step."""
+    """One optimizer step; plain SGD is one line, and an optimizer object would cost a small model more than its
+    step.
+    """
     if settings.optimizer != "sgd" or settings.momentum or settings.weight_decay:
         return make_optimizer(parameters, settings, learning_rate).step
 

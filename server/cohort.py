@@ -7,6 +7,7 @@ claimed. What privacy does rest on is `participations`, the ceiling that noise i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -37,6 +38,19 @@ def participations(settings: CohortSettings, clients: int, rounds: int) -> int:
     if settings.size == 0 or settings.sampling == "uniform":
         return rounds
     return -(-rounds * settings.size // clients)
+
+
+class Sampler(Protocol):
+    """Decides who is asked each round."""
+
+    def sample(self, server_round: int, clients: Sequence[str]) -> list[str]:
+        """The round's cohort: sorted names out of `clients`."""
+
+    def state(self) -> dict[str, int]:
+        """What a checkpoint has to keep."""
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Take up a checkpoint's state."""
 
 
 class CohortSampler:

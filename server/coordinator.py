@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+import structlog
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
@@ -18,12 +19,12 @@ from torch import nn
 
 from common.config import RunConfig
 from common.errors import FailureCode, RunError
-from common.flower import CONFIG, config_of, from_record, to_record
+from common.flower import ARRAYS, CONFIG, arrays_of, config_of, from_record, to_record
 from common.models.weights import ModelWeights
 from common.privacy import PrivacyPlan
 from common.schema import Examples
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from server.cohort import CohortSampler
+from server.cohort import CohortSampler, Sampler
 from server.evaluation import Evaluation, evaluate
 from server.grids import CheckedGrid, FoldingGrid, WrappingGrid
 from server.store import RunFolder
@@ -35,6 +36,8 @@ from server.strategies import (
     restore_strategy,
     strategy_state,
 )
+
+log = structlog.get_logger()
 
 Arrays = dict[str, "NDArray[Any]"]
 TRAIN_LOSS = "train_loss"
@@ -52,6 +55,7 @@ class RoundRecord:
     accuracy: float | None
     loss: float | None
     seconds: dict[str, float]
+    """Wall seconds of `train`, `aggregate`, `evaluate`, and of the `checkpoint` before this round."""
 
 
 class Observer:
@@ -64,7 +68,7 @@ class Observer:
         """A client answered, or failed to."""
 
     def round_finished(self, record: RoundRecord) -> None:
-        """A round is complete and its checkpoint written."""
+        """A round is complete; its checkpoint is written next."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +90,7 @@ class Job:
     held_out: Examples | None = None
     plan: PrivacyPlan | None = None
     folder: RunFolder | None = None
-    sampler: CohortSampler | None = None
+    sampler: Sampler | None = None
     observer: Observer = field(default_factory=Observer)
 
 
@@ -143,13 +147,14 @@ class Coordinator:
         config = job.config
         self._job = job
         self._strategy = make_strategy(config.strategy, client_learning_rate=config.training.learning_rate)
-        self._sampler = job.sampler or CohortSampler(config.cohort, seed=config.seeds.cohort)
+        self._sampler: Sampler = job.sampler or CohortSampler(config.cohort, seed=config.seeds.cohort)
         self._weights = ModelWeights(job.model)
         self._arrays: Arrays = self._weights.copy()
         self._best: tuple[int, Evaluation, Arrays] | None = None
         self._last: Evaluation | None = None
         self._since_best = 0
         self._any_update = False
+        self._checkpoint_seconds = 0.0
 
     def run(self, grid: Grid) -> Outcome:
         """Train until the last round, or until evaluation says to stop; continue after the last checkpoint, if any.
@@ -208,7 +213,9 @@ class Coordinator:
         survivors = [name for name in cohort if name in fates and fates[name] is None]
         train_loss = None
         if len(survivors) >= max(config.cohort.min_survivors, minimum_replies(config.strategy)):
-            replies.sort(key=lambda reply: names.get(reply.metadata.src_node_id, ""))
+            replies.sort(key=lambda reply: names[reply.metadata.src_node_id])
+            for reply in replies:
+                _make_writable(reply)
             aggregate, metrics = self._strategy.aggregate_train(server_round, replies)
             if aggregate is not None:
                 self._arrays = _own(cast_like(aggregate, start))
@@ -218,8 +225,6 @@ class Coordinator:
         clock.lap("aggregate")
         evaluation = self._judge(server_round)
         clock.lap("evaluate")
-        self._save(server_round)
-        clock.lap("checkpoint")
         record = RoundRecord(
             server_round=server_round,
             cohort=cohort,
@@ -228,9 +233,14 @@ class Coordinator:
             train_loss=train_loss,
             accuracy=evaluation.accuracy if evaluation else None,
             loss=evaluation.loss if evaluation else None,
-            seconds=clock.laps,
+            seconds={**clock.laps, "checkpoint": self._checkpoint_seconds},
         )
+        # The record comes before the checkpoint: a resumed run drops records without one, and could not add a lost one.
         job.observer.round_finished(record)
+        clock.lap("observer")
+        self._save(server_round)
+        clock.lap("checkpoint")
+        self._checkpoint_seconds = clock.laps["checkpoint"]
 
     def _request(self) -> ConfigRecord:
         """The configuration that every client of a round gets; Flower adds the round's number to it."""
@@ -284,10 +294,14 @@ class Coordinator:
     def _resume(self) -> int:
         """Take up the last checkpoint; the number of rounds that it covers."""
         folder, config = self._job.folder, self._job.config
-        checkpoint = load_checkpoint(folder.checkpoints, config.digest()) if folder else None
-        if folder is None or checkpoint is None:
+        if folder is None:
             return 0
-        folder.truncate_rounds(checkpoint.server_round)
+        checkpoint = load_checkpoint(folder.checkpoints, config.digest())
+        folder.truncate_rounds(checkpoint.server_round if checkpoint else 0)
+        if checkpoint is None:
+            return 0
+        for warning in checkpoint.warnings:
+            log.warning("checkpoint_skipped", reason=warning)
         self._arrays = dict(checkpoint.arrays)
         restore_strategy(self._strategy, checkpoint.strategy)
         self._sampler.restore(checkpoint.sampler)
@@ -299,6 +313,14 @@ class Coordinator:
             best = dict(checkpoint.best_arrays) if checkpoint.best_arrays else self._arrays
             self._best = (progress["best"]["server_round"], _from_progress(progress["best"]), best)
         return checkpoint.server_round
+
+
+def _make_writable(reply: Message) -> None:
+    """Let a strategy own a reply's arrays: QFedAvg computes in place, and a worker's reply is a read-only view."""
+    if reply.has_content():
+        arrays = arrays_of(reply.content)
+        if not all(values.flags.writeable for values in arrays.values()):
+            reply.content[ARRAYS] = to_record({name: values.copy() for name, values in arrays.items()})
 
 
 class _Clock:

@@ -76,9 +76,11 @@ def make_strategy(settings: StrategySettings, *, client_learning_rate: float) ->
 
 def _kinds(s: StrategySettings, client_learning_rate: float) -> dict[str, tuple[type[FedAvg], dict[str, Any]]]:
     """Class and own options by name."""
-    adaptive = {"eta": s.server_learning_rate, "eta_l": client_learning_rate, "tau": s.tau}
+    rate = s.server_learning_rate  # not set: each strategy's own
+    adaptive = {"eta_l": client_learning_rate, "tau": s.tau} | ({} if rate is None else {"eta": rate})
     moments = {**adaptive, "beta_1": s.beta_1, "beta_2": s.beta_2}
-    momentum = {"server_learning_rate": s.server_learning_rate, "server_momentum": s.server_momentum}
+    momentum = {"server_momentum": s.server_momentum}
+    momentum |= {} if rate is None else {"server_learning_rate": rate}
     malicious = {"num_malicious_nodes": s.malicious_clients}
     return {
         "fedavg": (FedAvg, {}),

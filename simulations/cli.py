@@ -23,16 +23,13 @@ from common.config.render import to_toml
 from common.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from server.coordinator import Outcome
     from server.store import RunFolder
-    from simulations.progress import ProgressObserver
-    from simulations.run import Prepared
 
 Engine = Literal["inline", "ray"]
 COMPARISON, PLAIN = "comparison.jsonl", "plain.toml"
 
 
-def simulate(
+def simulate(  # noqa: PLR0917 - typer reads options from the signature
     source: Annotated[str | None, typer.Argument(help="A scenario's name or a TOML file.")] = None,
     overrides: Overrides = None,
     dp: Annotated[
@@ -101,6 +98,7 @@ class _Options:
 def _run(
     config: RunConfig, plain: RunConfig, folder: RunFolder | None, make_folder: Callable[[], RunFolder], how: _Options
 ) -> tuple[dict[str, Any], Path]:
+    from simulations.comparison import compare
     from simulations.progress import ProgressObserver, progress_display
     from simulations.results import FolderObserver, Observers, write_results
     from simulations.run import execute, prepare
@@ -126,43 +124,22 @@ def _run(
                 observer=Observers([keeper, shown]),
             )
             keeper.close()
-            comparison = _compare(prepared, outcome, plain, folder, how, shown) if config.comparison.enabled else None
+            comparison = None
+            if config.comparison.enabled:
+                comparison = compare(
+                    prepared,
+                    outcome,
+                    plain,
+                    results_file=folder.path / COMPARISON,
+                    workers=how.processes(most=os.cpu_count() or 1),
+                    on_result=shown.comparison,
+                )
             seconds = perf_counter() - begin
             result = write_results(prepared, outcome, folder, seconds=seconds, comparison=comparison)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; continue with: coterie simulate --resume {folder.path}", err=True)
         raise
     return result, folder.path
-
-
-def _compare(
-    prepared: Prepared, outcome: Outcome, plain: RunConfig, folder: RunFolder, how: _Options, shown: ProgressObserver
-) -> dict[str, Any]:
-    """Set the run beside its alternatives; the run itself is its own arm's fold."""
-    from simulations import comparison
-
-    config, federation = prepared.config, prepared.federation
-    arms = comparison.arms_of(config, plain, [client.name for client in federation.clients])
-    path = folder.path / COMPARISON
-    own = comparison.fold_result(
-        comparison.PRIVATE if config.private else comparison.FEDERATED, prepared, outcome, federation
-    )
-    done = comparison.read_results(path)
-    if own.fold not in [result.fold for result in done if result.arm == own.arm]:
-        comparison.append_result(path, own)
-        done.append(own)
-    total, finished = len(arms) * config.data.folds, len(done)
-
-    def on_result(result: comparison.FoldResult) -> None:
-        nonlocal finished
-        finished += 1
-        comparison.append_result(path, result)
-        shown.comparison(finished, total, result.arm)
-
-    results = comparison.compare(
-        arms, done=done, site_file=how.site_file, workers=how.processes(total), on_result=on_result
-    )
-    return comparison.summarise(results, config)
 
 
 def _reopen(path: Path) -> tuple[RunConfig, RunConfig, RunFolder]:

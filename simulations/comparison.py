@@ -55,27 +55,48 @@ def arms_of(config: RunConfig, plain: RunConfig, sites: Sequence[str]) -> dict[s
 
 
 def compare(
-    arms: dict[str, RunConfig],
+    prepared: Prepared,
+    outcome: Outcome,
+    plain: RunConfig,
     *,
-    done: Sequence[FoldResult],
-    site_file: Path | None,
+    results_file: Path,
     workers: int,
-    on_result: Callable[[FoldResult], None],
-) -> list[FoldResult]:
-    """Train every arm on every fold that is not done yet; results in the order of arms and folds."""
-    have = {(result.arm, result.fold) for result in done}
+    on_result: Callable[[int, int, str], None],
+) -> dict[str, Any]:
+    """Set a finished run beside its alternatives; the run itself is one fold of its own arm.
+
+    Args:
+        prepared: The run that was made, its data undivided.
+        outcome: What it ended with.
+        plain: The run's configuration as it is without privacy.
+        results_file: Where each fold's result is kept, so that an interrupted comparison goes on where it stopped.
+        workers: Processes, each training one arm on one fold at a time.
+        on_result: Told of the number done, the number of all, and the arm just done.
+    """
+    config, federation = prepared.config, prepared.federation
+    arms = arms_of(config, plain, [client.name for client in federation.clients])
+    results = read_results(results_file)
+
+    def keep(result: FoldResult) -> None:
+        with results_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
+        results.append(result)
+
+    own = fold_result(PRIVATE if config.private else FEDERATED, prepared, outcome, federation)
+    if not any((result.arm, result.fold) == (own.arm, own.fold) for result in results):
+        keep(own)
+    have = {(result.arm, result.fold) for result in results}
     jobs = [
-        (arm, fold, _with_data(config, fold=fold).canonical_json(), site_file)
-        for fold in range(next(iter(arms.values())).data.folds)
-        for arm, config in arms.items()
+        (arm, _with_data(arm_config, fold=fold).canonical_json(), prepared.sites.site_file)
+        for fold in range(config.data.folds)
+        for arm, arm_config in arms.items()
         if (arm, fold) not in have
     ]
-    results = list(done)
     for result in _run_all(jobs, workers):
-        on_result(result)
-        results.append(result)
+        keep(result)
+        on_result(len(results), len(arms) * config.data.folds, result.arm)
     order = list(arms)
-    return sorted(results, key=lambda result: (order.index(result.arm), result.fold))
+    return summarise(sorted(results, key=lambda result: (order.index(result.arm), result.fold)), config)
 
 
 def fold_result(arm: str, prepared: Prepared, outcome: Outcome, federation: Federation) -> FoldResult:
@@ -138,13 +159,7 @@ def read_results(path: Path) -> list[FoldResult]:
     return results
 
 
-def append_result(path: Path, result: FoldResult) -> None:
-    """Keep a result, so that an interrupted comparison goes on where it stopped."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(result)) + "\n")
-
-
-Job = tuple[str, int, str, Path | None]
+Job = tuple[str, str, Path | None]
 
 
 def _run_all(jobs: Sequence[Job], workers: int) -> Iterator[FoldResult]:
@@ -158,7 +173,7 @@ def _run_all(jobs: Sequence[Job], workers: int) -> Iterator[FoldResult]:
 
 
 def _run_one(job: Job) -> FoldResult:
-    arm, _, text, site_file = job
+    arm, text, site_file = job
     config = RunConfig.model_validate_json(text)
     everyone = _with_data(config, sites=[], pooled=False)
     with tempfile.TemporaryDirectory(prefix="coterie-") as folder:

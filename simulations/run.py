@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from common.models import check_private, initial_model
 from common.privacy import PrivacyPlan, make_plan, spent_epsilon
 from common.schema import Federation
 from server.app import make_server_app
-from server.cohort import CohortSampler, participations
+from server.cohort import Sampler, participations
 from server.coordinator import Job, Observer, Outcome
 from server.store import RunFolder
 from server.strategies import check_strategy
@@ -91,7 +92,7 @@ def execute(
     engine: EngineName = "inline",
     folder: RunFolder | None = None,
     observer: Observer | None = None,
-    sampler: CohortSampler | None = None,
+    sampler: Sampler | None = None,
     factory: AppFactory | None = None,
 ) -> Outcome:
     """Train to the end; continues after the folder's last checkpoint.
@@ -106,6 +107,7 @@ def execute(
         factory: Another ClientApp than that of the prepared run.
     """
     config = prepared.config
+    gc.freeze()  # some of Flower's strategies collect garbage at every reply; what is imported is none
     job = Job(
         config=config,
         model=prepared.model,

@@ -113,8 +113,10 @@ class StrategySettings(Settings):
         "With privacy always equally.",
     )
     proximal_mu: NonNegativeFloat = Field(0.01, description="FedProx: weight of the proximal term.")
-    server_learning_rate: PositiveFloat = Field(
-        1.0, description="FedAvgM: the server's learning rate. FedAdam, FedYogi and FedAdagrad call it eta."
+    server_learning_rate: PositiveFloat | None = Field(
+        None,
+        description="FedAvgM, FedAdam, FedYogi, FedAdagrad: the server's learning rate (eta); not set takes Flower's "
+        "own: 1.0, 0.1, 0.01, 0.1.",
     )
     server_momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="FedAvgM: the server's momentum.")
     beta_1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="FedAdam, FedYogi: decay of the first moment.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from enum import Enum
 from typing import Annotated
 
 import torch
@@ -16,17 +15,18 @@ from rich.table import Table
 from simulations.benchmarks import engine
 
 BENCHMARKS = {"engine": engine.figures}
-Name = Enum("Name", {name: name for name in BENCHMARKS})
 
 
 def main(
-    name: Annotated[Name, typer.Argument(help="Which benchmark.")],
+    name: Annotated[str, typer.Argument(help=f"Which benchmark: {', '.join(BENCHMARKS)}.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs; ends within 45 s.")] = False,
 ) -> None:
     """Measure, and print figures with the machine they were made on."""
-    figures = BENCHMARKS[name.value](quick=quick)
-    document = {"benchmark": name.value, "figures": figures, "machine": machine()}
+    if name not in BENCHMARKS:
+        raise typer.BadParameter(f"{name} is none of: {', '.join(BENCHMARKS)}")
+    figures = BENCHMARKS[name](quick=quick)
+    document = {"benchmark": name, "figures": figures, "machine": machine()}
     if as_json:
         print(json.dumps(document))
         return

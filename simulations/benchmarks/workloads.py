@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import nn
 
 from common.config import DataSettings
@@ -45,7 +47,7 @@ class ReferenceSampler:
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
 
-    def sample(self, server_round: int, clients: object) -> list[str]:  # noqa: ARG002 - fixed by the schedule
+    def sample(self, server_round: int, clients: Sequence[str]) -> list[str]:  # noqa: ARG002 - fixed by the schedule
         """The clients of a round, sorted."""
         return [client_name(client) for client in self._workload.cohort(server_round)]
 
@@ -53,7 +55,7 @@ class ReferenceSampler:
         """Nothing: the schedule depends on the round only."""
         return {}
 
-    def restore(self, state: object) -> None:
+    def restore(self, state: Mapping[str, int]) -> None:
         """Nothing to restore."""
 
 
