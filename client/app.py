@@ -16,11 +16,10 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from numpy.typing import NDArray
-from opacus.grad_sample import GradSampleHooks
 from torch import nn
 
 from client.mods import guard_mod, privacy_mod
-from client.request import TrainRequest, parse_request
+from client.request import TrainRequest, parse_query, parse_request
 from client.trainer import learning_rate_at, resolve_device, train_plain, train_private
 from common.config import RunConfig
 from common.errors import FailureCode, ModelError, PeerError
@@ -28,7 +27,6 @@ from common.flower import CONFIG, WEIGHT, arrays_of, prepare_process, update_rep
 from common.models import build_model, check_private
 from common.models.weights import ModelWeights
 from common.privacy import Ledger, SecureNoise
-from common.privacy.per_sample import register_samplers
 from common.schema import ClientData, DataSchema
 from common.site import Site
 
@@ -57,7 +55,11 @@ class LoadedModel:
         self.model = model.to(device)
         self.device = device
         self.weights = ModelWeights(self.model)
-        if private:
+        if private:  # Opacus takes seconds to import
+            from opacus.grad_sample import GradSampleHooks
+
+            from common.privacy.per_sample import register_samplers
+
             check_private(model)
             register_samplers(model)
             self.hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", strict=True)
@@ -97,18 +99,30 @@ def make_client_app(resources: Resources, *, mods: Sequence[Mod] = ()) -> Client
         request = parse_request(message)
         schema, data = resources.data(request, context)
         slot = loaded(request, schema)
-        slot.load(arrays_of(message.content))
-        metrics = _train(slot, data, request, source)
+        slot.load(_arrays(message))
+        try:
+            metrics = _train(slot, data, request, source)
+        except BaseException:
+            models.clear()  # half a step's gradients must not enter the next round's sum
+            raise
         return update_reply(message, slot.weights.copy(), metrics)
 
     @app.query(mods=[guard_mod])
     def query(message: Message, context: Context) -> Message:
         """Answer with this client's public name."""
-        request = parse_request(message)
+        request = parse_query(message)
         _, data = resources.data(request, context)
         return Message(RecordDict({CONFIG: ConfigRecord({"client": data.name})}), reply_to=message)
 
     return app
+
+
+def _arrays(message: Message) -> dict[str, NDArray[Any]]:
+    """The weights that came; never unpickled."""
+    try:
+        return arrays_of(message.content)
+    except (KeyError, ValueError, TypeError, OSError, EOFError) as e:
+        raise PeerError(FailureCode.INVALID_REQUEST) from e
 
 
 def _train(slot: LoadedModel, data: ClientData, request: TrainRequest, source: SecureNoise) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
@@ -40,27 +41,42 @@ def parse_request(message: Message) -> TrainRequest:
     Raises:
         PeerError: Anything is missing, unknown or out of range. The sender learns no more than that.
     """
+    return _parse(message, train=True)
+
+
+def parse_query(message: Message) -> TrainRequest:
+    """The run that a query is about; there is no plan, because nothing is trained.
+
+    Raises:
+        PeerError: As `parse_request`.
+    """
+    return _parse(message, train=False)
+
+
+def _parse(message: Message, *, train: bool) -> TrainRequest:
     try:
         record = config_of(message.content)
         text = _field(record, RUN, str)
         config, digest = _config(text)
         plan = None
-        if config.private:
+        if train and config.private:
             plan = _plan(text, _field(record, NOISE, float), _field(record, PARTICIPATIONS, int))
-        return TrainRequest(
-            config=config,
-            digest=digest,
-            server_round=_field(record, "server-round", int),
-            plan=plan,
-            proximal_mu=float(record.get("proximal-mu", 0.0)),  # type: ignore[arg-type]
-        )
+        server_round = _field(record, "server-round", int)
+        if server_round > config.rounds:
+            raise ValueError(server_round)
+        mu = record.get("proximal-mu", 0.0)
+        if not isinstance(mu, float) or not 0 <= mu < math.inf:
+            raise ValueError(mu)
+        return TrainRequest(config=config, digest=digest, server_round=server_round, plan=plan, proximal_mu=mu)
     except (CoterieError, KeyError, TypeError, ValueError) as e:
         raise PeerError(FailureCode.INVALID_REQUEST) from e
 
 
 def _field(record: ConfigRecord, key: str, kind: type[T]) -> T:
     value = record.get(key)
-    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int | float) and not value > 0):
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(key)
+    if isinstance(value, int | float) and not 0 < value < math.inf:
         raise ValueError(key)
     return value
 

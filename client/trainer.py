@@ -17,7 +17,6 @@ from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 from common.config import TrainingSettings
 from common.privacy import NoiseSource, PrivacyPlan
 from common.privacy.noise import poisson_sample
-from common.privacy.optimizer import PrivateOptimizer, trainable
 from common.schema import Examples
 
 
@@ -65,10 +64,15 @@ def train_private(
     """Train with DP-SGD (Abadi et al. 2016, algorithm 1), protecting each example; returns nothing that was not noised.
 
     `model` must have Opacus' per-example gradient hooks attached. Each of the plan's steps takes a fresh Poisson
-    sample; a step over an empty sample still adds noise.
+    sample; a step over an empty sample still adds noise. What is not trained stays as it was: a layer's running
+    statistics are those of private examples.
     """
+    from common.privacy.optimizer import PrivateOptimizer  # Opacus takes seconds to import
+
     _set_training(model)
     parameters = list(trainable(model))
+    fixed = [*model.buffers(), *(p for p in model.parameters() if not p.requires_grad)]
+    before = [tensor.detach().clone() for tensor in fixed]
     optimizer = PrivateOptimizer(make_optimizer(parameters, settings, learning_rate), plan=plan, source=source)
     cast = _autocast(settings, parameters[0].device)
     with warnings.catch_warnings():
@@ -82,6 +86,14 @@ def train_private(
                 losses.sum().backward()  # type: ignore[no-untyped-call]
                 optimizer.accumulate()
             optimizer.finish_step()
+    with torch.no_grad():
+        for tensor, values in zip(fixed, before, strict=True):
+            tensor.copy_(values)
+
+
+def trainable(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that training changes."""
+    return (p for p in model.parameters() if p.requires_grad)
 
 
 def make_optimizer(

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from torch import nn
@@ -116,6 +117,10 @@ class CohortView(WrappingGrid):
         """The cohort's node ids, in the cohort's order."""
         return self._node_ids
 
+    def get_nodes(self) -> list[NodeInfo]:
+        """The cohort's nodes."""
+        return [node for node in self._inner.get_nodes() if node.node_id in self._node_ids]
+
 
 def discover(grid: Grid, config: RunConfig) -> dict[str, int]:
     """Every client's name and node id, sorted by name: node ids are random and decide nothing.
@@ -201,6 +206,7 @@ class Coordinator:
             grid,
             template=self._arrays,
             equal_weights=config.private or config.strategy.weighting == "equal",
+            metrics=() if config.private else (TRAIN_LOSS,),
             on_reply=on_reply,
         )
         view = CohortView(checked, list(names))

@@ -19,5 +19,6 @@ def byzantine_mod(message: Message, context: Context, call_next: ClientAppCallab
     start = arrays_of(message.content)
     trained = arrays_of(reply.content)
     scale = settings.byzantine_scale
-    reply.content[ARRAYS] = to_record({k: start[k] + (trained[k] - start[k]) * scale for k in start})
+    scaled = {k: start[k] + (trained[k] - start[k]) * scale for k in start}
+    reply.content[ARRAYS] = to_record({k: values.astype(start[k].dtype) for k, values in scaled.items()})
     return reply

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import structlog
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from common.config import RunConfig, load_config
 from common.config.cli import Overrides
@@ -64,10 +67,12 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
             raise ConfigError("nothing to simulate", hint=f"name a file or a scenario: {', '.join(scenario_names())}")
         loaded = load_config(source, changes)
         config, plain, folder = loaded.config, loaded.plain, None
-    from server.store import RunFolder
-
     how = _Options(site_file=site, workers=workers, engine=engine, quiet=quiet or as_json)
-    result, path = _run(config, plain, folder, lambda: RunFolder.create(config, out, root=root), how)
+    how.processes(most=1)
+    with _progress_display(quiet=how.quiet) as progress:
+        from server.store import RunFolder
+
+        result, path = _run(config, plain, folder, lambda: RunFolder.create(config, out, root=root), how, progress)
     if as_json:
         arms = (result["comparison"] or {}).get("arms", {})
         typer.echo(json.dumps({**result, **arms, "folder": str(path)}, allow_nan=False))
@@ -75,6 +80,25 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
         from simulations.tables import print_result
 
         print_result(result, Console(), folder=str(path))
+
+
+@contextmanager
+def _progress_display(*, quiet: bool) -> Iterator[Progress]:
+    """A progress display on stderr, from the first moment: loading takes seconds. Silent off a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:>10}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed:.0f}/{task.total}"),
+        TextColumn("{task.fields[detail]}", style="bold"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    silent = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=silent) as progress:
+        progress.add_task("preparing", total=1, detail="loading data, building the model, calibrating noise")
+        yield progress
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,21 +119,29 @@ class _Options:
         return int(self.workers)
 
 
-def _run(
-    config: RunConfig, plain: RunConfig, folder: RunFolder | None, make_folder: Callable[[], RunFolder], how: _Options
+def _run(  # noqa: PLR0917
+    config: RunConfig,
+    plain: RunConfig,
+    folder: RunFolder | None,
+    make_folder: Callable[[], RunFolder],
+    how: _Options,
+    progress: Progress,
 ) -> tuple[dict[str, Any], Path]:
-    from simulations.comparison import compare
-    from simulations.progress import ProgressObserver, progress_display
+    from simulations.comparison import check_comparable, compare
+    from simulations.progress import ProgressObserver
     from simulations.results import FolderObserver, Observers, write_results
     from simulations.run import execute, prepare
     from simulations.sites import LEDGERS
 
     # Everything that can refuse a run does so before its folder is made.
+    if config.comparison.enabled:
+        check_comparable(config)
     possible = prepare(config, ledgers=Path(LEDGERS), site_file=how.site_file)
     folder = folder or make_folder()
+    progress.update(progress.task_ids[0], visible=False)
     begin = perf_counter()
     try:
-        with folder, progress_display(quiet=how.quiet) as progress:
+        with folder:
             folder.write(PLAIN, to_toml(plain).encode())
             prepared = possible.with_ledgers(folder.path / LEDGERS)
             keeper = FolderObserver(prepared, folder)
@@ -137,7 +169,8 @@ def _run(
             seconds = perf_counter() - begin
             result = write_results(prepared, outcome, folder, seconds=seconds, comparison=comparison)
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; continue with: coterie simulate --resume {folder.path}", err=True)
+        words = ["--resume", str(folder.path), *(["--site", str(how.site_file)] if how.site_file else [])]
+        typer.echo(f"interrupted; continue with: coterie simulate {shlex.join(words)}", err=True)
         raise
     return result, folder.path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from common.config import RunConfig
+from common.errors import ConfigError
 from common.models.weights import ModelWeights
 from common.schema import Federation
 from server.coordinator import Outcome
@@ -54,6 +56,19 @@ def arms_of(config: RunConfig, plain: RunConfig, sites: Sequence[str]) -> dict[s
     return arms
 
 
+def check_comparable(config: RunConfig) -> None:
+    """Refuse a comparison that has no sites to compare, before the run starts.
+
+    Raises:
+        ConfigError: The clients are not the data's own groups.
+    """
+    if config.data.partition != "natural" or config.data.pooled:
+        raise ConfigError(
+            "comparison.enabled compares sites, which only a natural partition has",
+            hint="set data.partition = 'natural' and data.pooled = false, or comparison.enabled = false",
+        )
+
+
 def compare(
     prepared: Prepared,
     outcome: Outcome,
@@ -74,12 +89,14 @@ def compare(
         on_result: Told of the number done, the number of all, and the arm just done.
     """
     config, federation = prepared.config, prepared.federation
-    arms = arms_of(config, plain, [client.name for client in federation.clients])
+    sites = [client.name for client in federation.clients]
+    arms = arms_of(config, plain, sites)
     results = read_results(results_file)
+    results_file.write_text("".join(_line(result) for result in results), encoding="utf-8")  # ends a cut-off line
 
     def keep(result: FoldResult) -> None:
         with results_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(result)) + "\n")
+            file.write(_line(result))
         results.append(result)
 
     own = fold_result(PRIVATE if config.private else FEDERATED, prepared, outcome, federation)
@@ -87,12 +104,13 @@ def compare(
         keep(own)
     have = {(result.arm, result.fold) for result in results}
     jobs = [
-        (arm, _with_data(arm_config, fold=fold).canonical_json(), prepared.sites.site_file)
+        (arm, _with_data(arm_config, fold=fold).canonical_json(), sites, prepared.sites.site_file)
         for fold in range(config.data.folds)
         for arm, arm_config in arms.items()
         if (arm, fold) not in have
     ]
-    for result in _run_all(jobs, workers):
+    # A run with a deadline starts processes of its own, which a pool's process may not.
+    for result in _run_all(jobs, 1 if config.cohort.deadline_seconds else workers):
         keep(result)
         on_result(len(results), len(arms) * config.data.folds, result.arm)
     order = list(arms)
@@ -105,9 +123,10 @@ def fold_result(arm: str, prepared: Prepared, outcome: Outcome, federation: Fede
     scores, truths, correct = {}, {}, {}
     for client in federation.clients:
         table = probabilities(prepared.model, client.test, batch_size=prepared.config.evaluation.batch_size)
-        right = table.argmax(1) == client.test.targets
+        targets = client.test.targets.flatten()
+        right = table.argmax(1) == targets
         scores[client.name] = (table[:, 1] if table.shape[1] == 2 else right.float()).tolist()
-        truths[client.name] = client.test.targets.tolist()
+        truths[client.name] = targets.tolist()
         correct[client.name] = right.tolist()
     return FoldResult(
         arm=arm,
@@ -159,7 +178,12 @@ def read_results(path: Path) -> list[FoldResult]:
     return results
 
 
-Job = tuple[str, str, Path | None]
+def _line(result: FoldResult) -> str:
+    return json.dumps(asdict(result)) + "\n"
+
+
+Job = tuple[str, str, Sequence[str], Path | None]
+"""Arm, its configuration on one fold as JSON, the sites on whose held-out examples it is judged, and the registry."""
 
 
 def _run_all(jobs: Sequence[Job], workers: int) -> Iterator[FoldResult]:
@@ -168,14 +192,15 @@ def _run_all(jobs: Sequence[Job], workers: int) -> Iterator[FoldResult]:
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["simulations.comparison", "common.privacy.optimizer"])
-    with context.Pool(min(workers, len(jobs))) as pool:
+    # Ctrl-C reaches every process of a terminal: only this one decides.
+    with context.Pool(min(workers, len(jobs)), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         yield from pool.imap_unordered(_run_one, jobs)
 
 
 def _run_one(job: Job) -> FoldResult:
-    arm, text, site_file = job
+    arm, text, sites, site_file = job
     config = RunConfig.model_validate_json(text)
-    everyone = _with_data(config, sites=[], pooled=False)
+    everyone = _with_data(config, sites=list(sites), pooled=False)
     with tempfile.TemporaryDirectory(prefix="coterie-") as folder:
         prepared = prepare(config, ledgers=Path(folder), site_file=site_file)
         outcome = execute(prepared)

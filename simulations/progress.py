@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 
 from common.errors import FailureCode
 from server.coordinator import Observer, RoundRecord
@@ -23,14 +19,14 @@ class ProgressObserver(Observer):
         self._keeper = keeper
         self._target = target_epsilon
         self._rounds: TaskID = progress.add_task("rounds", total=rounds, detail="")
-        self._clients: TaskID = progress.add_task("clients", total=None, detail="")
+        self._clients: TaskID = progress.add_task("clients", total=1, detail="", visible=False)
         self._failed = 0
 
     def round_started(self, server_round: int, cohort: list[str]) -> None:
         """Start the round's bar."""
         self._failed = 0
         self._progress.update(self._rounds, completed=server_round - 1)
-        self._progress.reset(self._clients, total=len(cohort), detail="")
+        self._progress.reset(self._clients, total=len(cohort), detail="", visible=True)
 
     def reply_received(self, client: str, failure: FailureCode | None) -> None:  # noqa: ARG002
         """Count the reply."""
@@ -57,23 +53,3 @@ class ProgressObserver(Observer):
         self._progress.update(
             self._clients, description="comparison", completed=done, total=total, detail=f"last: {arm}"
         )
-
-
-@contextmanager
-def progress_display(*, quiet: bool) -> Iterator[Progress]:
-    """A progress display on stderr; silent when quiet or not on a terminal."""
-    console = Console(stderr=True)
-    progress = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description:>10}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total}"),
-        TextColumn("{task.fields[detail]}", style="bold"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
-        console=console,
-        transient=True,
-        disable=quiet or not console.is_terminal,
-    )
-    with progress:
-        yield progress

@@ -78,7 +78,7 @@ def write_results(
     result = describe(prepared, outcome, folder.rounds(), seconds=seconds) | {"comparison": comparison}
     folder.write_result(result)
     write_report(folder.path)
-    return result
+    return folder.read_result() or result  # as it was written: what is not finite is null
 
 
 def describe(prepared: Prepared, outcome: Outcome, rounds: list[dict[str, Any]], *, seconds: float) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def execute(
     job = Job(
         config=config,
         model=prepared.model,
-        held_out=prepared.federation.test,
+        held_out=prepared.federation.test if len(prepared.federation.test) else None,
         plan=prepared.plan,
         folder=folder,
         sampler=sampler,

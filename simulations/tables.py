@@ -8,24 +8,30 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-_ARMS = (("federated", "federated"), ("federated_dp", "federated with privacy"), ("pooled", "all data pooled"))
+_ARMS = (
+    ("federated", "all sites, federated"),
+    ("federated_dp", "all sites, federated with privacy"),
+    ("pooled", "all sites, data pooled"),
+)
+_SHORT = (("federated", "federated"), ("federated_dp", "private"), ("pooled", "pooled"))
 
 
 def print_result(result: dict[str, Any], console: Console, *, folder: str) -> None:
     """Print a run's result; with a comparison, what each site gains and what privacy costs."""
     comparison = result.get("comparison")
-    parts = [_comparison(comparison)] if comparison else [_single(result)]
+    parts = [_comparison(comparison)] if comparison else [Text(_title(result), "bold"), _single(result)]
     console.print(Group(*parts, Text(f"\nrun folder: {folder}\nreport:     {folder}/report.html", style="dim")))
 
 
 def _single(result: dict[str, Any]) -> RenderableType:
-    table = Table(title=_title(result), title_justify="left", box=None, show_header=False, pad_edge=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column()
     if result["accuracy"] is not None:
         baseline = f"(always the most common class: {result['majority_accuracy']:.3f})"
         table.add_row("accuracy", f"{result['accuracy']:.3f} on held-out examples {baseline}")
-        table.add_row("loss", f"{result['loss']:.3f}")
+        if result["loss"] is not None:  # a model can overflow on examples that it was not trained on
+            table.add_row("loss", f"{result['loss']:.3f}")
     accuracies = [c["accuracy"] for c in result["clients"].values() if c["accuracy"] is not None]
     if accuracies:
         table.add_row("per client", f"worst {min(accuracies):.3f}, best {max(accuracies):.3f}")
@@ -47,84 +53,77 @@ def _single(result: dict[str, Any]) -> RenderableType:
 
 
 def _comparison(comparison: dict[str, Any]) -> RenderableType:
-    arms = comparison["arms"]
-    private = arms.get("federated_dp")
+    private = comparison["arms"].get("federated_dp")
+    folds = comparison["folds"]
     return Group(
+        Text(f"One model for everybody, on held-out examples of all sites (mean ± sd over {folds} folds)", "bold"),
         _overall(comparison),
-        Text(""),
+        Text("\nEach site's own held-out examples: accuracy and AUC", "bold"),
         _per_site(comparison),
-        Text(""),
-        *_sentences(comparison, private),
+        Text("\nWhat taking part changes, against training alone (accuracy ± 2 standard errors)", "bold"),
+        _gains(comparison),
+        Text(f"\nPooling the data instead would change accuracy by {comparison['pooled_minus_federated']:+.3f}."),
+        *(_cost_of_privacy(comparison, private) if private else []),
     )
 
 
 def _overall(comparison: dict[str, Any]) -> Table:
     arms = comparison["arms"]
-    table = _table(f"On all sites' held-out examples (mean ± sd over {comparison['folds']} identical folds)")
-    for title in ("trained", "accuracy", "AUC"):
-        table.add_column(title, justify="left" if title == "trained" else "right")
-    rows = [(f"{site} alone", arm) for site, arm in arms["alone"].items()]
-    rows += [(label, arms[name]) for name, label in _ARMS if name in arms]
-    for label, arm in rows:
-        style = "bold" if "alone" not in label else None
-        accuracy = _spread(arm["accuracy_mean"], arm["accuracy_sd"])
-        table.add_row(label, accuracy, _spread(arm["auc_mean"], arm["auc_sd"]), style=style)
-    table.add_row("always the most common class", f"{comparison['test_majority']:.3f}        ", "", style="dim")
+    table = _table("trained on", "accuracy", "AUC")
+    for site, arm in arms["alone"].items():
+        table.add_row(f"{site} alone", *_spreads(arm))
+    for name, label in _ARMS:
+        if name in arms:
+            table.add_row(label, *_spreads(arms[name]), style="bold")
+    table.add_row(
+        "nothing: always the most common class", f"{comparison['test_majority']:.3f}{' ' * 8}", "", style="dim"
+    )
     return table
 
 
 def _per_site(comparison: dict[str, Any]) -> Table:
     arms = comparison["arms"]
-    table = _table("On each site's own held-out examples: accuracy / AUC")
-    table.add_column("site")
-    shown = [(name, label) for name, label in _ARMS if name in arms]
-    for title in (
-        "majority",
-        "alone",
-        *(label.replace("federated with privacy", "with privacy") for _, label in shown),
-    ):
-        table.add_column(title, justify="right")
-    if "federated_dp" in arms:
-        table.add_column("epsilon", justify="right")
+    private = arms.get("federated_dp")
+    shown = [(name, label) for name, label in _SHORT if name in arms]
+    table = _table("site", "majority", "alone", *(label for _, label in shown), *(["epsilon"] if private else []))
     for site, alone in arms["alone"].items():
         own = alone["sites"][site]
         cells = [f"{own['majority']:.3f}", _pair(own), *(_pair(arms[name]["sites"][site]) for name, _ in shown)]
-        if "federated_dp" in arms:
-            cells.append(f"{arms['federated_dp']['epsilon'][site]:.2f}")
-        table.add_row(site, *cells)
+        table.add_row(site, *cells, *([f"{private['epsilon'][site]:.2f}"] if private else []))
     return table
 
 
-def _sentences(comparison: dict[str, Any], private: dict[str, Any] | None) -> list[Text]:
+def _gains(comparison: dict[str, Any]) -> Table:
     arms = comparison["arms"]
-    lines = []
+    table = _table("site", "own examples", "everybody's")
+    table.add_column("on its own examples")
     for site, gain in comparison["gains"].items():
-        federated = gain["federated"]
-        own = arms["alone"][site]["sites"][site]
-        text = f"{site}: {_VERDICTS[federated['verdict']]} on its own patients by taking part"
-        text += f" ({federated['accuracy_gain']:+.3f} ± {2 * federated['standard_error']:.3f} against training alone)"
-        if arms["federated"]["sites"][site]["accuracy_mean"] <= own["majority"]:
-            text += f"; always answering its most common class would do as well ({own['majority']:.3f})"
-        lines.append(Text(text.replace("patients", "held-out examples") + "."))
-    lines.append(Text(f"Not pooling costs {comparison['pooled_minus_federated']:+.3f} accuracy."))
-    if private is not None:
-        cost = arms["federated"]["accuracy_mean"] - private["accuracy_mean"]
-        worst = max(private["epsilon"].values())
-        lines.append(
-            Text(
-                f"Privacy costs {cost:+.3f} accuracy: epsilon {worst:.2f} and delta {private['delta']:g} spent at each "
-                f"site over the whole run; unit: one {private['unit']}, neighbouring by {private['relation']}."
-            )
-        )
-        lines.append(Text("Accuracies were computed inside the simulation; a private run releases none of them."))
-    return lines
+        alone, federated = arms["alone"][site], gain["federated"]
+        everybody = arms["federated"]["accuracy_mean"] - alone["accuracy_mean"]
+        own = f"{federated['accuracy_gain']:+.3f} ± {2 * federated['standard_error']:.3f}"
+        words = federated["verdict"]
+        if arms["federated"]["sites"][site]["accuracy_mean"] <= alone["sites"][site]["majority"]:
+            words += "; its most common class does as well"
+        table.add_row(site, own, f"{everybody:+.3f}", words)
+    return table
 
 
-_VERDICTS = {"gains": "gains", "loses": "loses", "no clear gain": "gains nothing clear"}
+def _cost_of_privacy(comparison: dict[str, Any], private: dict[str, Any]) -> list[Text]:
+    cost = comparison["arms"]["federated"]["accuracy_mean"] - private["accuracy_mean"]
+    worst = max(private["epsilon"].values())
+    return [
+        Text(f"Privacy costs {cost:.3f} accuracy: each site spent epsilon {worst:.2f} at delta {private['delta']:g}"),
+        Text(f"over the whole run; unit: one {private['unit']}, neighbouring by {private['relation']}."),
+        Text("Accuracies were computed inside the simulation; a private run releases none of them."),
+    ]
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=None, header_style="dim", pad_edge=False)
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column(first)
+    for title in others:
+        table.add_column(title, justify="right")
+    return table
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -135,10 +134,12 @@ def _title(result: dict[str, Any]) -> str:
     )
 
 
-def _spread(mean: float | None, sd: float | None) -> str:
-    return "" if mean is None else f"{mean:.3f} ± {sd:.3f}"
+def _spreads(arm: dict[str, Any]) -> tuple[str, str]:
+    auc = "" if arm["auc_mean"] is None else f"{arm['auc_mean']:.3f} ± {arm['auc_sd']:.3f}"
+    return f"{arm['accuracy_mean']:.3f} ± {arm['accuracy_sd']:.3f}", auc
 
 
 def _pair(site: dict[str, Any]) -> str:
-    auc = site["auc_mean"]
-    return f"{site['accuracy_mean']:.3f} / " + ("  -  " if auc is None else f"{auc:.3f}")
+    """Accuracy and AUC in one short cell, as `.798 .871`."""
+    auc = "    " if site["auc_mean"] is None else f"{site['auc_mean']:.3f}"[1:].rjust(4)
+    return f"{site['accuracy_mean']:.3f}"[1:].rjust(4) + f" {auc}" if site["accuracy_mean"] < 1 else f"1.00 {auc}"

@@ -6,6 +6,7 @@ milliseconds and no thread or random state is inherited. A client that hangs los
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import multiprocessing
@@ -13,7 +14,7 @@ import os
 import signal
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -37,6 +38,7 @@ class _Worker:
     connection: Connection
     ready: bool = False
     message: Message | None = None
+    arrays: Path | None = None
     since: float = 0.0
 
 
@@ -45,7 +47,7 @@ class WorkerPool:
 
     def __init__(self, factory: AppFactory, workers: int) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["simulations.inline", "simulations.workers", "common.privacy.optimizer"])
+        self._context.set_forkserver_preload(["simulations.inline", "simulations.workers"])
         self._factory = factory
         self._broadcast = _Broadcast()
         self._states: dict[int, bytes] = {}
@@ -99,11 +101,13 @@ class WorkerPool:
         node = message.metadata.dst_node_id
         rest = RecordDict({key: record for key, record in message.content.items() if key != ARRAYS})
         arrays = message.content.array_records.get(ARRAYS)
+        worker.arrays = None if arrays is None else self._broadcast.publish(arrays)
+        self._broadcast.keep({busy.arrays for busy in self._workers if busy.message is not None})
         header = {
             "node": node,
             "id": message.metadata.message_id,
             "type": message.metadata.message_type,
-            "broadcast": self._broadcast.publish(arrays) if arrays is not None else None,
+            "broadcast": None if worker.arrays is None else str(worker.arrays),
         }
         with suppress(BrokenPipeError, ConnectionResetError):  # `_receive` finds the worker gone
             worker.connection.send_bytes(json.dumps(header).encode())
@@ -138,25 +142,28 @@ class _Broadcast:
     def __init__(self) -> None:
         memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
         self._folder = tempfile.TemporaryDirectory(prefix="coterie-", dir=memory if memory.is_dir() else None)
-        self._number = 0
+        self._numbers = itertools.count(1)
+        self._files: list[Path] = []
         self._current: ArrayRecord | None = None
 
-    def publish(self, arrays: ArrayRecord) -> str:
-        """The path of a file with `arrays`; written once for the same record."""
+    def publish(self, arrays: ArrayRecord) -> Path:
+        """A file with `arrays`; written once for the same record."""
         if arrays is not self._current:
-            old = self._path()
-            self._number += 1
-            with self._path().open("xb") as file:
+            path = Path(self._folder.name) / f"{next(self._numbers)}.records"
+            with path.open("xb") as file:
                 file.writelines(encode_records(RecordDict({ARRAYS: arrays})))
+            self._files.append(path)
             self._current = arrays
-            old.unlink(missing_ok=True)  # workers that still map it keep it alive
-        return str(self._path())
+        return self._files[-1]
+
+    def keep(self, needed: Container[Path | None]) -> None:
+        """Remove files but the current one and those that a busy worker may not have opened yet."""
+        for path in [path for path in self._files[:-1] if path not in needed]:
+            path.unlink()
+            self._files.remove(path)
 
     def close(self) -> None:
         self._folder.cleanup()
-
-    def _path(self) -> Path:
-        return Path(self._folder.name) / f"{self._number}.records"
 
 
 def _waiting(worker: _Worker) -> Message:

@@ -148,9 +148,13 @@ def _overrides(overrides: Sequence[str]) -> Tree:
         except tomllib.TOMLDecodeError:
             value = raw.strip()
         *parents, leaf = key.strip().split(".")
-        node = tree
+        node: Any = tree
         for parent in parents:
             node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(
+                    f"--set {item}: `{parent}` is a value, not a table", hint="give every setting only once"
+                )
         node[leaf] = value
     return tree
 
@@ -193,6 +197,14 @@ def _explain(error: ValidationError, label: str) -> ConfigError:
     """The first problem in a user's words, with the nearest known key."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
+    if location[:2] == ["model", "options"] and len(location) > 3:
+        option = ".".join(location[:3])  # what follows names the kind of value that was tried first
+        kinds = "a boolean, a finite number or a name" if location[3] != "[key]" else "the name of an option"
+        return ConfigError(
+            f"{label}: `{option}` is not {kinds}", hint="names are letters, digits, '-' and '_', at most 64 of them"
+        )
+    if first["type"] == "json_invalid":
+        return ConfigError(f"{label} is not valid JSON", hint="both sides must run the same version")
     dotted = ".".join(location)
     if first["type"] == "extra_forbidden":
         known = known_keys()

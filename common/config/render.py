@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin
@@ -13,6 +14,31 @@ from common.config.load import flatten, setting_fields
 from common.config.settings import RunConfig
 
 _WIDTH = 100
+_KINDS = {
+    "string": "name",
+    "array": "list of names",
+    "object": "table",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "`true` or `false`",
+}
+_LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+_TABLE_HEAD = ("| setting | default | allowed | meaning |", "|---|---|---|---|")
+_INTRODUCTION = """\
+# Configuration
+
+<!-- Written by `python -m common.config.render`; a test fails when it is out of date. -->
+
+One TOML file describes a run. It travels to every party, so it holds registered names only: no paths, no modules, no
+code. A name is made of letters, digits, `-` and `_`, at most 64 of them.
+
+- `coterie config init` writes a file with every setting explained.
+- `coterie config show FILE` prints every value and where it came from.
+- `--set training.learning_rate=0.05` changes one setting and wins over the file.
+- What stands below `[dp]`, such as `[dp.training]`, replaces the other settings where `privacy.unit` is not `none`: one
+  file describes a run with and without privacy.
+
+An unknown setting or an impossible value is refused before anything starts. A privacy budget has no default."""
 
 
 def to_toml(config: RunConfig) -> str:
@@ -33,15 +59,25 @@ def documented_toml(config: RunConfig) -> str:
         elif lines:
             lines.append("")
         lines += [f"# {line}" for line in _wrapped(describe(field))]
-        value = values.get(key, {})
-        lines.append(
-            f"# {leaf} = "
-            if value is None
-            else tomli_w.dumps({leaf: value}).strip()
-            if value != {}
-            else f"# {leaf} = {{}}"
-        )
+        value = values.get(key, _below(values, key))
+        lines.append(f"# {leaf} = " if value is None else f"{leaf} = {_inline(value)}")
     return "\n".join(lines).lstrip() + "\n"
+
+
+def settings_markdown() -> str:
+    """`docs/configuration.md`: every setting, its default, its limits and its meaning."""
+    schema = RunConfig.model_json_schema()
+    tables = {
+        name: schema["$defs"][p["$ref"].split("/")[-1]] for name, p in schema["properties"].items() if "$ref" in p
+    }
+    lines = [_INTRODUCTION]
+    for name, table in ({"": schema} | tables).items():
+        about = table["description"].split("\n")[0]
+        lines += [f"\n## `[{name}]`" if name else "\n## Top level", "", about, "", *_TABLE_HEAD]
+        lines += [_row(leaf, setting) for leaf, setting in table["properties"].items() if "$ref" not in setting]
+    lines += ["\n## Settings that contradict each other", "", "A run is refused, in these words:", ""]
+    lines += [f"- `{key}` {problem}" for _, key, problem, _ in RunConfig().rules()]
+    return "\n".join(lines) + "\n"
 
 
 def describe(field: Any) -> str:
@@ -65,6 +101,35 @@ def _choices(annotation: Any) -> list[str]:
     return []
 
 
+def _row(leaf: str, setting: Mapping[str, Any]) -> str:
+    """One line of the document's tables."""
+    default = setting.get("default")
+    shown = "not set" if default is None else f"`{_inline(default)}`"
+    return f"| `{leaf}` | {shown} | {_allowed(setting)} | {setting['description']} |"
+
+
+def _allowed(setting: Mapping[str, Any]) -> str:
+    """A setting's type and limits in words, from its JSON schema."""
+    kind = next((part for part in setting.get("anyOf", []) if part["type"] != "null"), setting)
+    if "enum" in kind:
+        return ", ".join(f"`{choice}`" for choice in kind["enum"])
+    limits = [f"{sign} {kind[word]:.20g}" for word, sign in _LIMITS.items() if word in kind]
+    words = f"{_KINDS[kind['type']]} {' and '.join(limits)}".strip()
+    return f"{words}, in {setting['unit']}" if "unit" in setting else words
+
+
+def _below(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The table that `flatten` took apart."""
+    return {name.removeprefix(f"{key}."): value for name, value in values.items() if name.startswith(f"{key}.")}
+
+
+def _inline(value: Any) -> str:
+    """A value as TOML on one line."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {_inline(item)}' for key, item in value.items())} }}" if value else "{}"
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
+
+
 def _wrapped(text: str) -> list[str]:
     import textwrap
 
@@ -77,3 +142,7 @@ def _without_none(tree: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in tree.items()
         if value is not None
     }
+
+
+if __name__ == "__main__":
+    sys.stdout.write(settings_markdown())

@@ -20,7 +20,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-OptionValue = bool | int | float | Name
+OptionValue = bool | int | Annotated[float, Field(allow_inf_nan=False)] | Name
 
 Rule = tuple[bool, str, str, str]
 """Whether a rule between settings is broken; the setting to name; what is wrong; how to mend it."""
@@ -54,7 +54,7 @@ class DataSettings(Settings):
         le=10_000_000,
         description="Number of simulated clients; 0 takes as many as the natural partition has.",
     )
-    sites: list[str] = Field([], description="Keep only these clients of a natural partition; empty keeps all.")
+    sites: list[Name] = Field([], description="Keep only these clients of a natural partition; empty keeps all.")
     pooled: bool = Field(False, description="Put all clients' examples into one client: training without federation.")
     alpha: PositiveFloat = Field(0.5, description="Concentration of the Dirichlet partition; smaller is more skewed.")
     shards_per_client: Positive = Field(2, description="Shards of sorted classes given to each client.")
@@ -238,10 +238,14 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         """Settings that contradict each other are refused before anything starts."""
-        for broken, key, problem, hint in (*self._data_rules(), *self._training_rules(), *self._privacy_rules()):
+        for broken, key, problem, hint in self.rules():
             if broken:
                 raise ValueError(f"{key}|{problem}|{hint}")
         return self
+
+    def rules(self) -> tuple[Rule, ...]:
+        """All rules between settings, broken or not."""
+        return (*self._data_rules(), *self._training_rules(), *self._privacy_rules())
 
     def _data_rules(self) -> Iterator[Rule]:
         d, natural = self.data, self.data.partition == "natural"

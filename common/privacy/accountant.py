@@ -49,10 +49,13 @@ def _composed_epsilon(segments: tuple[Segment, ...], delta: float) -> float:
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     accountant = RdpAccountant(ORDERS)
-    for noise_multiplier, rate, count in segments:
-        event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise_multiplier))
-        accountant.compose(event, count)
-    epsilon = float(accountant.get_epsilon(delta))
+    try:
+        for noise_multiplier, rate, count in segments:
+            event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise_multiplier))
+            accountant.compose(event, count)
+        epsilon = float(accountant.get_epsilon(delta))
+    except ArithmeticError:  # the square of a value near the ends of float64
+        epsilon = math.nan
     if math.isnan(epsilon):
         raise PrivacyError("the spent budget cannot be computed", hint="report the settings of this run as a bug")
     return epsilon

@@ -76,8 +76,9 @@ def check_event(event: PoissonGaussian) -> None:
         LedgerError: A value is out of its range or not a number.
     """
     if not (
-        isinstance(event.steps, int)
+        type(event.steps) is int
         and event.steps >= 1
+        and all(type(value) in (int, float) for value in (event.sampling_rate, event.noise_multiplier))
         and 0 < event.sampling_rate <= 1
         and 0 < event.noise_multiplier < float("inf")
     ):

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from common.errors import BudgetExhaustedError, LedgerError
 from common.privacy.accountant import spent_epsilon
-from common.privacy.events import PrivacyEvent, event_from_dict, event_to_dict
+from common.privacy.events import PoissonGaussian, PrivacyEvent, check_event, event_from_dict, event_to_dict
 
 
 class Ledger(Protocol):
@@ -55,21 +55,27 @@ class FileLedger:
     def reserve(self, event: PrivacyEvent, *, budget: tuple[float, float]) -> float:
         """See `Ledger.reserve`."""
         epsilon, delta = budget
+        if isinstance(event, PoissonGaussian):
+            check_event(event)  # once written, it would make the whole ledger unreadable
         line = json.dumps(event_to_dict(event), sort_keys=True).encode() + b"\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a+b", buffering=0) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 file.seek(0)
-                spent = spent_epsilon([*_parse(file.read(), self._path), event], delta=delta)
+                written = file.read()
+                spent = spent_epsilon([*_parse(written, self._path), event], delta=delta)
                 if spent > epsilon:
                     raise BudgetExhaustedError(
                         f"this round would bring the spent epsilon to {spent:.4g}, above {epsilon:.4g}",
                         hint="the site goes on without this run; only its administrator can raise the budget",
                     )
                 if file.write(line) != len(line):
+                    file.truncate(len(written))  # half an event would make the ledger unreadable for good
                     raise LedgerError(f"{self._path}: the disk is full", hint="free space; nothing was trained")
                 os.fsync(file.fileno())
+                if not written:
+                    _sync_folder(self._path.parent)
         except OSError as e:
             raise _cannot(self._path, e) from e
         return spent
@@ -82,8 +88,17 @@ def _parse(data: bytes, path: Path) -> list[PrivacyEvent]:
         )
     try:
         return [event_from_dict(json.loads(line)) for line in data.splitlines()]
-    except (ValueError, AttributeError, TypeError) as e:
+    except (ValueError, AttributeError, TypeError, RecursionError) as e:
         raise LedgerError(f"{path} is damaged", hint="restore the file; a damaged ledger cannot be counted") from e
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name durable: flushing the file alone leaves its entry in the folder to chance."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _cannot(path: Path, error: OSError) -> LedgerError:

@@ -23,7 +23,7 @@ from common.errors import PrivacyError
 
 _BLOCK_BYTES = 1 << 18
 _ZEROS = bytes(_BLOCK_BYTES)
-_UNIT = 2.0**-53
+_UNIT = 2.0**-52
 
 
 class NoiseSource(Protocol):
@@ -52,8 +52,11 @@ class SecureNoise:
         return "SecureNoise()"
 
     def uniform(self, count: int) -> NDArray[np.float64]:
-        """float64[count] in (0, 1): 53 random bits each, centred so that 0 and 1 never occur."""
-        words = np.frombuffer(self._bytes(8 * count), dtype=np.uint64) >> np.uint64(11)
+        """float64[count] in (0, 1): 52 random bits each, centred so that 0 and 1 never occur.
+
+        With 53 bits the half that centres would be rounded away, and the largest would be 1.
+        """
+        words = np.frombuffer(self._bytes(8 * count), dtype=np.uint64) >> np.uint64(12)
         return (words.astype(np.float64) + 0.5) * _UNIT
 
     def normal(self, count: int) -> NDArray[np.float64]:

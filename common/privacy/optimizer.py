@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from opacus.optimizers import DPOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.privacy.noise import NoiseSource, normal_like
 from common.privacy.plan import PrivacyPlan
@@ -74,8 +72,3 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
 def _without(gradient: Tensor, keep: Tensor) -> Tensor:
     """`gradient` with the examples that are not to be kept set to zero (zero times infinity would be NaN)."""
     return gradient.masked_fill(~keep.view(-1, *([1] * (gradient.dim() - 1))), 0.0)
-
-
-def trainable(model: nn.Module) -> Iterable[nn.Parameter]:
-    """The parameters that training changes."""
-    return (p for p in model.parameters() if p.requires_grad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.config.settings import RunConfig
 from common.errors import PrivacyError
@@ -51,7 +51,9 @@ class PrivacyPlan:
 
     def epsilon_after(self, rounds: int) -> float:
         """Epsilon of a client that took part in `rounds` rounds of this run, add/remove relation."""
-        return spent_epsilon((self.event(r) for r in range(1, rounds + 1)), delta=self.target_delta)
+        if rounds == 0:
+            return 0.0
+        return spent_epsilon([replace(self.event(1), steps=self.local_steps * rounds)], delta=self.target_delta)
 
     @property
     def budget(self) -> tuple[float, float]:
@@ -71,12 +73,22 @@ def make_plan(config: RunConfig, *, participations: int, noise_multiplier: float
     Guarantee: With a target, `epsilon_after(participations) <= target_epsilon`.
 
     Raises:
-        PrivacyError: The configuration is not private, or the target cannot be reached.
+        PrivacyError: The configuration is not private, the target cannot be reached or is not kept by the given noise,
+            or the arguments contradict the configuration: other noise than it gives, more participations than rounds.
     """
     privacy = config.privacy
     if not config.private:
         raise PrivacyError("a run without privacy has no privacy plan", hint="set privacy.unit = 'example'")
-    noise = noise_multiplier or privacy.noise_multiplier
+    if not 1 <= participations <= config.rounds:
+        raise PrivacyError(
+            f"{participations} participations in {config.rounds} rounds", hint="a client takes part once a round"
+        )
+    noise = privacy.noise_multiplier if noise_multiplier is None else noise_multiplier
+    if privacy.noise_multiplier is not None and noise != privacy.noise_multiplier:
+        raise PrivacyError(
+            f"noise {noise} was asked for, the configuration says {privacy.noise_multiplier}",
+            hint="leave it to privacy.noise_multiplier",
+        )
     if noise is None:
         if privacy.target_epsilon is None:
             raise PrivacyError("neither target_epsilon nor noise_multiplier is set", hint="set privacy.target_epsilon")
@@ -86,7 +98,7 @@ def make_plan(config: RunConfig, *, participations: int, noise_multiplier: float
             sampling_rate=privacy.sampling_rate,
             steps=participations * config.training.local_steps,
         )
-    return PrivacyPlan(
+    plan = PrivacyPlan(
         run=config.digest(),
         noise_multiplier=noise,
         max_grad_norm=privacy.max_grad_norm,
@@ -97,3 +109,9 @@ def make_plan(config: RunConfig, *, participations: int, noise_multiplier: float
         target_epsilon=privacy.target_epsilon,
         target_delta=privacy.target_delta,
     )
+    if privacy.target_epsilon is not None and plan.epsilon_after(participations) > privacy.target_epsilon:
+        raise PrivacyError(
+            f"noise {noise} does not keep epsilon {privacy.target_epsilon}",
+            hint="calibrate it for these participations",
+        )
+    return plan

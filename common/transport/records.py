@@ -38,7 +38,7 @@ def encode_records(records: RecordDict) -> list[Buffer]:
         if isinstance(record, ArrayRecord):
             entries = []
             for key, values in from_record(record).items():
-                contiguous = np.ascontiguousarray(values)
+                contiguous = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
                 entries.append([key, contiguous.dtype.name, list(values.shape)])
                 bodies.append(contiguous.reshape(-1).view(np.uint8).data if contiguous.size else b"")
             header.append([name, "arrays", entries])
@@ -61,7 +61,7 @@ def decode_records(data: Buffer) -> RecordDict:
         (length,) = _LENGTH.unpack_from(view)
         if length > MAX_HEADER_BYTES:
             raise ValueError(length)
-        header = json.loads(bytes(view[_LENGTH.size : _LENGTH.size + length]))
+        header = json.loads(bytes(view[_LENGTH.size : _LENGTH.size + length]), parse_int=_integer)
         records = RecordDict()
         offset = _LENGTH.size + length
         for name, kind, content in header:
@@ -90,6 +90,14 @@ def decode_records(data: Buffer) -> RecordDict:
     ) as e:
         raise RefusedError("received bytes are not a record", hint="both sides must run the same version") from e
     return records
+
+
+def _integer(text: str) -> int:
+    """Flower's own records hold 64 bits; a longer number could not even be compared with a float."""
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(text)
+    return value
 
 
 def _view(view: memoryview, offset: int, dtype: str, shape: Sequence[int]) -> tuple[Any, int]:

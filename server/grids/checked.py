@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from flwr.app import Message
@@ -15,12 +15,16 @@ from common.errors import FailureCode
 from common.flower import WEIGHT, arrays_of, failure_of, failure_reply, metrics_of
 from server.grids.base import WrappingGrid, stream_replies
 
+MOST_WEIGHT: Final = 2.0**53
+"""Largest weight of one reply: as far as counts are exact in float64, and no sum of them overflows."""
+
 
 class CheckedGrid(WrappingGrid):
     """Turns a reply that does not fit into a typed failure, and tells `on_reply` of each reply's fate.
 
-    Guarantee: a reply that passes has exactly the template's arrays (names, shapes, dtypes), all values finite, and one
-    weight that is finite and positive; with `equal_weights` it is 1.
+    Guarantee: a reply that passes has exactly the template's arrays (names in their order, shapes, dtypes), all values
+    finite; one weight in (0, `MOST_WEIGHT`], with `equal_weights` 1; and exactly the other metrics that `metrics`
+    names, each one finite number. Flower's strategies fail as a whole where one reply has other metrics.
     """
 
     def __init__(
@@ -29,11 +33,13 @@ class CheckedGrid(WrappingGrid):
         *,
         template: Mapping[str, NDArray[Any]],
         equal_weights: bool,
+        metrics: Iterable[str],
         on_reply: Callable[[Message, FailureCode | None], None],
     ) -> None:
         super().__init__(inner)
-        self._shapes = {name: (values.shape, values.dtype) for name, values in template.items()}
+        self._shapes = _shapes(template)
         self._equal_weights = equal_weights
+        self._metrics = {WEIGHT, *metrics}
         self._on_reply = on_reply
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
@@ -54,20 +60,27 @@ class CheckedGrid(WrappingGrid):
         try:
             metrics = metrics_of(reply.content)
             arrays = arrays_of(reply.content)
-        except (KeyError, ValueError, TypeError, OSError, EOFError):
+            shapes = _shapes(arrays)
+        except Exception:  # noqa: BLE001 - the boundary: a peer's bytes can fail to decode in any way
             return FailureCode.INVALID_REPLY
-        weight = metrics.get(WEIGHT)
         if (
             len(reply.content) != 2
-            or not isinstance(weight, int | float)
-            or not 0 < weight < math.inf
-            or (self._equal_weights and weight != 1)
-            or {name: (values.shape, values.dtype) for name, values in arrays.items()} != self._shapes
+            or shapes != self._shapes
+            or metrics.keys() != self._metrics
+            or not all(isinstance(value, int | float) for value in metrics.values())
         ):
             return FailureCode.INVALID_REPLY
-        finite = all(map(_finite, metrics.values())) and all(np.isfinite(values).all() for values in arrays.values())
+        weight, others = metrics[WEIGHT], (value for name, value in metrics.items() if name != WEIGHT)
+        if not 0 < weight <= MOST_WEIGHT or (self._equal_weights and weight != 1):  # type: ignore[operator]
+            return FailureCode.INVALID_REPLY
+        finite = all(map(_finite, others)) and all(np.isfinite(values).all() for values in arrays.values())
         return None if finite else FailureCode.NON_FINITE_UPDATE
 
 
+def _shapes(arrays: Mapping[str, NDArray[Any]]) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
+    """Names in their order, which strategies pair arrays by, with shapes and dtypes."""
+    return [(name, values.shape, values.dtype) for name, values in arrays.items()]
+
+
 def _finite(value: float | list[int] | list[float]) -> bool:
-    return all(map(math.isfinite, value)) if isinstance(value, list) else math.isfinite(value)
+    return not isinstance(value, list) and abs(value) <= sys.float_info.max  # an integer can lie beyond any float

@@ -74,7 +74,12 @@ class _Mean:
         """One reply that stands for all that were added."""
         if self._first is None:
             raise ValueError("nothing was added")
-        arrays = {name: np.asarray(total / self.weight, dtype=self._dtypes[name]) for name, total in self._sums.items()}
+        arrays = {name: _cast(total / self.weight, self._dtypes[name]) for name, total in self._sums.items()}
         metrics = {name: total / self.weight for name, total in self._metrics.items()}
         content = RecordDict({ARRAYS: to_record(arrays), METRICS: MetricRecord({WEIGHT: self.weight, **metrics})})
         return Message(content, metadata=self._first.metadata)  # type: ignore[call-overload,no-any-return]
+
+
+def _cast(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """In the model's dtype; a mean of integers is rounded, as `strategies.cast_like` does."""
+    return np.asarray(np.rint(values) if dtype.kind in "iu" else values, dtype=dtype)

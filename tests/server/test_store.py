@@ -90,7 +90,7 @@ class TestCreate:
         with RunFolder.create(config, tmp_path / "run") as run:
             assert run.config() == config
             assert RunFolder.open(run.path).config().digest() == config.digest()
-        assert "server_learning_rate = 1.0" in (tmp_path / "run" / "run.toml").read_text()
+        assert "rounds = 10" in (tmp_path / "run" / "run.toml").read_text()
 
     def test_an_empty_folder_is_taken(self, tmp_path: Path) -> None:
         """A folder that is there and empty will do, and so will what a process that died at once left."""

@@ -1,0 +1,241 @@
+"""Which values a run may have, and which names a message may carry."""
+
+import json
+import math
+from typing import Literal, get_origin
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from common.config import ModelSettings, RunConfig, load_config
+from common.config.load import parse_config, setting_fields
+from common.errors import ConfigError
+from tests.common.config.conftest import PRIVATE
+
+IMPOSSIBLE = [
+    ("rounds", "0"),
+    ("rounds", "1.5"),
+    ("rounds", "ten"),
+    ("name", "''"),
+    ("data.clients", "-1"),
+    ("data.clients", "10000001"),
+    ("data.alpha", "0"),
+    ("data.alpha", "-0.5"),
+    ("data.alpha", "nan"),
+    ("data.partition", "random"),
+    ("data.test_fraction", "0"),
+    ("data.test_fraction", "1"),
+    ("data.size_ratio", "0.5"),
+    ("data.size_ratio", "inf"),
+    ("training.batch_size", "0"),
+    ("training.max_physical_batch", "0"),
+    ("training.learning_rate", "0"),
+    ("training.learning_rate", "inf"),
+    ("training.momentum", "1"),
+    ("training.momentum", "nan"),
+    ("training.weight_decay", "-1"),
+    ("training.device", "tpu"),
+    ("strategy.name", "fedsgd"),
+    ("strategy.trim_fraction", "0.5"),
+    ("cohort.size", "-1"),
+    ("cohort.deadline_seconds", "inf"),
+    ("privacy.unit", "client"),
+    ("privacy.target_epsilon", "0"),
+    ("privacy.target_epsilon", "-1"),
+    ("privacy.target_epsilon", "nan"),
+    ("privacy.target_epsilon", "inf"),
+    ("privacy.target_delta", "0"),
+    ("privacy.target_delta", "1"),
+    ("privacy.target_delta", "nan"),
+    ("privacy.noise_multiplier", "0"),
+    ("privacy.noise_multiplier", "inf"),
+    ("privacy.max_grad_norm", "0"),
+    ("privacy.max_grad_norm", "nan"),
+    ("privacy.sampling_rate", "0"),
+    ("privacy.sampling_rate", "1.1"),
+    ("privacy.sampling_rate", "nan"),
+    ("privacy.expected_batch_size", "0"),
+    ("seeds.data", "-1"),
+    ("seeds.training", str(2**63)),
+    ("simulation.byzantine_scale", "nan"),
+    ("model.options.hidden", "nan"),
+    ("model.options.hidden", "-inf"),
+    ("model.options.hidden", "[1]"),
+]
+
+CONTRADICTIONS = [
+    ("data.clients", ["data.clients=0"]),
+    ("data.sites", ["data.sites=['a']"]),
+    ("data.folds", ["data.folds=1"]),
+    ("comparison.enabled", ["comparison.enabled=true"]),
+    ("data.fold", ["data.folds=3", "data.fold=3"]),
+    ("training.local_epochs", ["training.local_epochs=0"]),
+    ("training.momentum", ["training.optimizer=adamw", "training.momentum=0.9"]),
+    ("evaluation.patience", ["evaluation.every=0", "evaluation.patience=2"]),
+    ("cohort.min_survivors", ["cohort.size=2", "cohort.min_survivors=3"]),
+    ("privacy.target_epsilon", ["privacy.unit=example", "training.local_steps=1"]),
+    ("training.local_steps", ["privacy.unit=example", "privacy.target_epsilon=1"]),
+    ("strategy.name", [*PRIVATE, "strategy.name=qfedavg"]),
+]
+
+NOT_NAMES = [
+    "", "../secret", "/etc/passwd", "a/b", "a\\b", "os:system", "evil.py", "pkg.module", "python:evil.py:run",
+    "cnn\n", "cnn\x00", " cnn", "-cnn", "é", "a" * 65,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), IMPOSSIBLE)
+def test_an_impossible_value_is_refused_by_the_settings_name(config, key, value):
+    """Zero, negative, infinite and not-a-number where they mean nothing; the message names the setting."""
+    with pytest.raises(ConfigError, match=f"`{key}`") as caught:
+        config(f"{key}={value}")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(("key", "overrides"), CONTRADICTIONS)
+def test_settings_that_contradict_each_other_are_refused(config, key, overrides):
+    """Each rule between settings refuses, names the setting to change, and says how."""
+    with pytest.raises(ConfigError, match=f"`{key}`") as caught:
+        config(*overrides)
+    assert caught.value.hint
+
+
+def test_every_rule_between_settings_has_a_case_above():
+    """A new rule without a test fails here."""
+    assert [key for _, key, _, _ in RunConfig().rules()] == [key for key, _ in CONTRADICTIONS]
+
+
+def test_a_private_run_takes_a_target_or_noise_but_not_both(config):
+    """One of the two says how much noise there is."""
+    base = ("privacy.unit=example", "training.local_steps=1")
+    assert config(*base, "privacy.noise_multiplier=1.5").privacy.target_epsilon is None
+    with pytest.raises(ConfigError, match=r"privacy\.target_epsilon"):
+        config(*base, "privacy.noise_multiplier=1.5", "privacy.target_epsilon=3")
+
+
+def test_a_privacy_budget_has_no_default():
+    """Nobody gets a privacy budget without having chosen it."""
+    assert RunConfig().privacy.target_epsilon is None
+    assert RunConfig().privacy.noise_multiplier is None
+
+
+class TestRegisteredNamesOnly:
+    """A run's configuration travels to every site, so nothing in it can name a path, a module or code."""
+
+    @pytest.mark.parametrize("text", NOT_NAMES)
+    @pytest.mark.parametrize(
+        "tree",
+        [
+            lambda t: {"name": t},
+            lambda t: {"model": {"name": t}},
+            lambda t: {"model": {"options": {t: 1}}},
+            lambda t: {"model": {"options": {"kind": t}}},
+            lambda t: {"data": {"name": t}},
+            lambda t: {"data": {"partition": "natural", "sites": [t]}},
+        ],
+        ids=["name", "model.name", "option", "option value", "data.name", "data.sites"],
+    )
+    def test_what_is_not_a_registered_name_is_refused(self, tree, text):
+        """Paths, modules, sources and file names are not names."""
+        with pytest.raises(ConfigError):
+            parse_config(json.dumps(tree(text)))
+
+    @given(st.text(min_size=1))
+    @settings(deadline=None, max_examples=200)
+    def test_a_name_cannot_hold_what_paths_and_imports_need(self, text):
+        """Whatever is accepted has no separator, dot, colon or white space."""
+        try:
+            name = ModelSettings(name=text).name
+        except ValidationError:
+            return
+        assert name.isascii()
+        assert name.replace("-", "").replace("_", "").isalnum()
+
+    def test_every_text_in_a_configuration_is_a_name_or_a_choice(self):
+        """A new setting that takes free text fails here."""
+
+        def free_texts(node, path):
+            if isinstance(node, list):
+                for item in node:
+                    yield from free_texts(item, path)
+            elif isinstance(node, dict):
+                if node.get("type") == "string" and "enum" not in node and not node.get("pattern", "").startswith("^["):
+                    yield path
+                if node.get("type") == "object" and "properties" not in node and "patternProperties" not in node:
+                    yield path
+                for key, child in node.items():
+                    yield from free_texts(child, f"{path}/{key}")
+
+        assert list(free_texts(RunConfig.model_json_schema(), "")) == []
+
+
+class TestDigest:
+    """The digest names a configuration to every party."""
+
+    def test_equal_configurations_have_equal_digests(self, config):
+        """However they were written: order of keys, 1 or 1.0, a default given or left out."""
+        one = parse_config('{"rounds": 5, "training": {"learning_rate": 1, "momentum": 0.0}}')
+        two = parse_config('{"training": {"learning_rate": 1.0}, "rounds": 5}')
+        assert one.digest() == two.digest() == config("rounds=5", "training.learning_rate=1").digest()
+        assert len(one.digest()) == 64
+
+    def test_every_setting_changes_the_digest(self):
+        """Two parties with one digest agree on everything."""
+        config, digests = RunConfig(), {RunConfig().digest()}
+        keys = [key for key, _ in setting_fields()]
+        for key, field in setting_fields():
+            table, _, leaf = key.rpartition(".")
+            owner = getattr(config, table) if table else config
+            changed = owner.model_copy(update={leaf: _another(getattr(owner, leaf), field.annotation)})
+            digests.add((config.model_copy(update={table: changed}) if table else changed).digest())
+        assert len(digests) == len(keys) + 1
+
+    def test_model_options_change_the_digest(self, config):
+        """True, 1 and 1.0 are different options."""
+        values = ("true", "1", "1.0", "a", "2")
+        assert len({config(f"model.options.x={value}").digest() for value in values}) == len(values)
+
+
+def _another(value, annotation):
+    """A value other than `value`, of its kind."""
+    if get_origin(annotation) is Literal:
+        return next(choice for choice in annotation.__args__ if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if value is None:
+        return 0.5
+    return {int: lambda: value + 1, float: lambda: value / 2 - 0.25, str: lambda: value + "x"}.get(
+        type(value), lambda: ["x"] if value == [] else {"x": 1}
+    )()
+
+
+def test_a_configuration_cannot_be_changed_after_it_was_checked(config):
+    """What was validated is what runs."""
+    with pytest.raises(ValidationError):
+        config().rounds = 3
+    with pytest.raises(ValidationError):
+        config().privacy.target_epsilon = math.inf
+
+
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+@settings(deadline=None, max_examples=150)
+def test_no_text_from_a_peer_crashes_the_parser(data):
+    """Whatever arrives is a configuration or a ConfigError."""
+    try:
+        parse_config(data.decode("utf-8", "surrogateescape"))
+    except ConfigError as e:
+        assert str(e)
+
+
+def test_what_a_peer_sent_may_nest_as_deep_as_it_likes():
+    """Neither the parser's stack nor its message grows with it."""
+    with pytest.raises(ConfigError) as caught:
+        parse_config("[" * 1_000_000)
+    assert len(str(caught.value)) < 200
+
+
+def test_defaults_are_a_valid_run():
+    """`coterie simulate` without a file has something to run."""
+    assert load_config(None).config == RunConfig() == load_config(None).plain

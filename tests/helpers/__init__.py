@@ -1,0 +1,1 @@
+"""Shared parts of tests: small real federations, runs over them, and processes that are interrupted."""

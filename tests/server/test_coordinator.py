@@ -1,0 +1,568 @@
+"""A run is decided by its configuration alone: not by interruptions, node ids, or who answers first."""
+
+from __future__ import annotations
+
+import gc
+import random
+import tracemalloc
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from common.config import RunConfig
+from common.errors import FailureCode, RunError
+from common.flower import ARRAYS, CONFIG, arrays_of, client_context, failure_reply, prepare_process
+from server import coordinator as module
+from server.app import make_server_app
+from server.checkpoint import checkpoint_files, load_checkpoint
+from server.coordinator import Coordinator, Job, Outcome, RoundRecord, discover
+from server.store import RunFolder
+from simulations.inline import InlineGrid, InProcess, app_factory
+from simulations.run import Prepared
+from simulations.sites import ledger_of
+from tests.helpers.grids import ScriptedGrid, update
+from tests.helpers.runs import STRATEGIES, Log, as_bytes, configuration, prepared, private, rows, run
+
+prepare_process()
+
+every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a process between two instructions."""
+
+
+class Stopping(Log):
+    """Ends the run at one place of one round."""
+
+    def __init__(self, place: str, server_round: int) -> None:
+        super().__init__()
+        self._place, self._round, self._now = place, server_round, 0
+
+    def round_started(self, server_round: int, cohort: list[str]) -> None:
+        self._now = server_round
+        self._stop("started")
+
+    def reply_received(self, client: str, failure: Any) -> None:
+        super().reply_received(client, failure)
+        self._stop("reply")
+
+    def round_finished(self, record: RoundRecord) -> None:
+        super().round_finished(record)
+        self._stop("recorded")
+
+    def _stop(self, place: str) -> None:
+        if (place, self._now) == (self._place, self._round):
+            raise StoppedError
+
+
+def of(name: str, **changes: Any) -> RunConfig:
+    """Seven clients under one strategy; a cohort drawn anew each round where the strategy allows a smaller one."""
+    size = 7 if name == "bulyan" else 6
+    return configuration(
+        rounds=4, strategy={"name": name, **STRATEGIES[name]}, **{"data": {"clients": 7}, "cohort": {"size": size}}
+    ).model_copy(update=changes)
+
+
+def coordinate(run: Prepared, grid: Grid, *, observer: Any = None, folder: RunFolder | None = None) -> Outcome:
+    """The coordinator over a grid of one's own."""
+    job = Job(
+        config=run.config,
+        model=run.model,
+        held_out=run.federation.test,
+        plan=run.plan,
+        folder=folder,
+        observer=observer or Log(),
+    )
+    return Coordinator(job).run(grid)
+
+
+def real_grid(run: Prepared) -> InlineGrid:
+    return InlineGrid(InProcess(app_factory(run.sites)), [client.name for client in run.federation.clients])
+
+
+class Relabelled(ScriptedGrid):
+    """The same clients under random node ids, listed and answering in random order, with or without their names."""
+
+    def __init__(self, run: Prepared, *, seed: int, named: bool = True) -> None:
+        generator = random.Random(seed)
+        clients = [client.name for client in run.federation.clients]
+        app, self._named = app_factory(run.sites)(), named
+        nodes = generator.sample(range(2, 10**9), len(clients))
+        self.partitions = dict(zip(nodes, range(len(clients)), strict=True))
+        self.names = dict(zip(nodes, clients, strict=True))
+        generator.shuffle(nodes)
+
+        def answer(messages: list[Message]) -> Iterable[Message]:
+            generator.shuffle(messages)
+            for message in messages:
+                node = message.metadata.dst_node_id
+                yield app(message, client_context(node_id=node, partition=self.partitions[node]))
+
+        super().__init__(answer, nodes)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, name=self.names[node] if self._named else "") for node in self.nodes]
+
+
+class TestEveryStrategy:
+    @every_strategy
+    def test_learns(self, name: str, tmp_path: Path) -> None:
+        """Ten rounds of real training bring each strategy well above the 1/3 of guessing."""
+        outcome, log = run(tmp_path / "run", of(name, rounds=10))
+        assert outcome.evaluation is not None
+        assert outcome.evaluation.accuracy > 0.6
+        assert log.failures == [{}] * 10
+        assert [values.dtype for values in outcome.arrays.values()] == [np.float32] * 2
+
+    @every_strategy
+    @pytest.mark.parametrize("place", ["started", "reply", "recorded"])
+    def test_resumes_to_the_same_bytes(self, name: str, place: str, tmp_path: Path) -> None:
+        """A run that stops anywhere in round 3 and is resumed ends with the bytes of one that never stopped."""
+        config = of(name)
+        expected, whole = run(tmp_path / "whole", config)
+        with pytest.raises(StoppedError):
+            run(tmp_path / "run", config, observer=Stopping(place, 3))
+        assert rows(tmp_path / "run") == ([1, 2, 3] if place == "recorded" else [1, 2])
+        outcome, log = run(tmp_path / "run", config)
+        assert as_bytes(outcome.arrays) == as_bytes(expected.arrays)
+        assert outcome.evaluation == expected.evaluation
+        assert rows(tmp_path / "run") == [1, 2, 3, 4]
+        assert [record.cohort for record in log.records] == [record.cohort for record in whole.records[2:]]
+
+    @every_strategy
+    def test_node_ids_and_order_of_arrival_change_no_bit(self, name: str, tmp_path: Path) -> None:
+        """Random node ids, listed and answered in random orders, lead to the same bytes."""
+        possible = prepared(tmp_path, of(name))
+        results = [as_bytes(coordinate(possible, real_grid(possible)).arrays)]
+        results += [
+            as_bytes(coordinate(prepared(tmp_path, of(name)), Relabelled(possible, seed=i)).arrays) for i in (1, 2)
+        ]
+        assert results[1] == results[0]
+        assert results[2] == results[0]
+
+    @every_strategy
+    def test_one_hostile_client_costs_only_its_own_update(self, name: str, tmp_path: Path) -> None:
+        """A reply of the wrong form is that client's failure under every strategy, and the round counts the others."""
+        config = configuration(rounds=2, data={"clients": 8}, strategy={"name": name, **STRATEGIES[name]})
+        possible = prepared(tmp_path, config)
+        inner = real_grid(possible)
+        bad = [{"extra": 1.0}, {"train_loss": [0.5]}]
+
+        def answer(messages: list[Message]) -> Iterable[Message]:
+            for reply in inner.stream(messages):
+                if reply.metadata.src_node_id == 4:
+                    metrics = {"train_loss": 1.0, **bad[len(bad) % 2]}
+                    bad.append({})
+                    yield Message(update(arrays_of(reply.content), 5.0, **metrics), reply_to=messages[2])
+                else:
+                    yield reply
+
+        grid = ScriptedGrid(answer, list(inner.get_node_ids()))
+        grid.get_nodes = inner.get_nodes  # type: ignore[method-assign]
+        log = Log()
+        coordinate(possible, grid, observer=log)
+        assert log.failures[0] == {"client-02": "invalid-reply"}
+        assert all(len(record.survivors) >= 7 for record in log.records)
+
+
+class TestCohort:
+    def test_strategy_sees_exactly_the_cohort(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A strategy asks its grid who is there and learns of the round's cohort only, by ids and by nodes."""
+        seen: list[tuple[list[int], list[str]]] = []
+        original = FedAvg.configure_train
+
+        def spy(self: FedAvg, server_round: int, arrays: Any, config: ConfigRecord, grid: Grid) -> Any:
+            seen.append((list(grid.get_node_ids()), [node.name for node in grid.get_nodes()]))
+            return original(self, server_round, arrays, config, grid)
+
+        monkeypatch.setattr(FedAvg, "configure_train", spy)
+        possible = prepared(tmp_path, rounds=5, data={"clients": 7}, cohort={"size": 3})
+        grid, log = real_grid(possible), Log()
+        names = {node.node_id: node.name for node in grid.get_nodes()}
+        coordinate(possible, grid, observer=log)
+        assert [sorted(names[node] for node in ids) for ids, _ in seen] == [record.cohort for record in log.records]
+        assert [sorted(nodes) for _, nodes in seen] == [record.cohort for record in log.records]
+        assert all(len(record.cohort) == 3 for record in log.records)
+
+    def test_exactly_the_cohort_is_asked(self, tmp_path: Path) -> None:
+        """Each member of a cohort gets one message a round; nobody else hears of the round."""
+        possible = prepared(tmp_path, configuration(rounds=6, data={"clients": 7}, cohort={"size": 2}))
+        grid, log = Relabelled(possible, seed=3), Log()
+        coordinate(possible, grid, observer=log)
+        asked = [grid.names[message.metadata.dst_node_id] for message in grid.sent]
+        assert [sorted(asked[i : i + 2]) for i in range(0, 12, 2)] == [record.cohort for record in log.records]
+
+    def test_cohorts_follow_from_their_seed(self, tmp_path: Path) -> None:
+        """The same seed draws the same cohorts whatever the global generators do; another seed draws others."""
+        cohorts = []
+        for seed, noise in ((0, 1), (0, 2), (1, 1)):
+            random.seed(noise)
+            np.random.seed(noise)  # noqa: NPY002 - the global generator on purpose
+            config = configuration(rounds=6, data={"clients": 7}, cohort={"size": 3}, seeds={"cohort": seed})
+            log = Log()
+            possible = prepared(tmp_path, config)
+            coordinate(possible, real_grid(possible), observer=log)
+            cohorts.append([record.cohort for record in log.records])
+        assert cohorts[0] == cohorts[1]
+        assert cohorts[0] != cohorts[2]
+
+    def test_balanced_cohorts_stay_balanced_over_a_stop(self, tmp_path: Path) -> None:
+        """Who took part how often is part of the checkpoint: after a stop the same clients are asked next."""
+        config = configuration(rounds=7, data={"clients": 7}, cohort={"size": 3, "sampling": "balanced"})
+        _, whole = run(tmp_path / "whole", config)
+        with pytest.raises(StoppedError):
+            run(tmp_path / "run", config, observer=Stopping("reply", 4))
+        _, rest = run(tmp_path / "run", config)
+        assert [record.cohort for record in rest.records] == [record.cohort for record in whole.records[3:]]
+
+    def test_deadline_reaches_the_grid(self, tmp_path: Path) -> None:
+        """The configured deadline is the timeout of every round's messages; 0 waits for ever."""
+        for seconds, timeout in ((0.0, None), (2.5, 2.5)):
+            possible = prepared(tmp_path, configuration(rounds=2, cohort={"deadline_seconds": seconds}))
+            grid = Relabelled(possible, seed=1)
+            coordinate(possible, grid)
+            assert grid.timeouts == [timeout, timeout]
+
+
+class TestDiscovery:
+    def test_clients_without_names_are_asked_for_them(self, tmp_path: Path) -> None:
+        """Under an engine that names no nodes, clients tell their names, and the result is the same to the bit."""
+        possible = prepared(tmp_path, of("fedavg"))
+        expected = coordinate(possible, real_grid(possible))
+        outcome = coordinate(prepared(tmp_path, of("fedavg")), Relabelled(possible, seed=4, named=False))
+        assert as_bytes(outcome.arrays) == as_bytes(expected.arrays)
+
+    def test_query_carries_no_model(self, tmp_path: Path) -> None:
+        """A client that is asked for its name is not sent any weights."""
+        possible = prepared(tmp_path)
+        grid = Relabelled(possible, seed=4, named=False)
+        roster = discover(grid, possible.config)
+        assert list(roster) == ["client-00", "client-01", "client-02", "client-03"]
+        assert [message.metadata.message_type for message in grid.sent] == ["query"] * 4
+        assert all(list(message.content) == [CONFIG] for message in grid.sent)
+
+    def test_clients_that_do_not_tell_their_name_are_left_out(self, tmp_path: Path) -> None:
+        """A node that fails at its name is no client of the run."""
+        possible = prepared(tmp_path)
+        inner = Relabelled(possible, seed=4, named=False)
+
+        def answer(messages: list[Message]) -> Iterable[Message]:
+            yield failure_reply(messages[0], FailureCode.CLIENT_FAILED)
+            yield from inner.send_and_receive(messages[1:])
+
+        grid = ScriptedGrid(answer, inner.nodes)
+        grid.get_nodes = inner.get_nodes  # type: ignore[method-assign]
+        assert len(discover(grid, possible.config)) == 3
+
+    def test_empty_federation_is_refused(self, tmp_path: Path) -> None:
+        """Without a client the run ends at once with an error that says so."""
+        with pytest.raises(RunError, match="no client is there"):
+            discover(ScriptedGrid(lambda messages: []), configuration())
+
+    def test_two_clients_of_one_name_are_refused(self, tmp_path: Path) -> None:
+        """Names decide order and cohorts, so they must be unique."""
+        grid = ScriptedGrid(lambda messages: [], [2, 3])
+        grid.get_nodes = lambda: [NodeInfo(node_id=2, name="a"), NodeInfo(node_id=3, name="a")]  # type: ignore[method-assign]
+        with pytest.raises(RunError, match="same name"):
+            discover(grid, configuration())
+
+
+class TestTooFewReplies:
+    def failing_after(self, possible: Prepared, good: int) -> ScriptedGrid:
+        """A grid on which all clients fail from the third round on, but `good` of them."""
+        inner = real_grid(possible)
+        calls = iter(range(100))
+
+        def answer(messages: list[Message]) -> Iterable[Message]:
+            server_round = next(calls) + 1
+            for i, message in enumerate(sorted(messages, key=lambda m: m.metadata.dst_node_id)):
+                if server_round > 2 and i >= good:
+                    yield failure_reply(message, FailureCode.CLIENT_FAILED)
+                else:
+                    yield from inner.stream([message])
+
+        grid = ScriptedGrid(answer, list(inner.get_node_ids()))
+        grid.get_nodes = inner.get_nodes  # type: ignore[method-assign]
+        return grid
+
+    @pytest.mark.parametrize(
+        ("name", "good"), [("krum", 4), ("multikrum", 5), ("bulyan", 6), ("fedtrimmedavg", 4), ("fedavg", 0)]
+    )
+    def test_below_the_strategys_minimum_the_model_stays(self, name: str, good: int, tmp_path: Path) -> None:
+        """With fewer replies than a strategy resists attacks with, a round changes nothing, and the run goes on."""
+        config = configuration(rounds=2, data={"clients": 7}, strategy={"name": name, **STRATEGIES[name]})
+        expected, _ = run(tmp_path / "two", config)
+        longer = config.model_copy(update={"rounds": 4})
+        possible, log = prepared(tmp_path, longer), Log()
+        outcome = coordinate(possible, self.failing_after(possible, good), observer=log)
+        assert as_bytes(outcome.arrays) == as_bytes(expected.arrays)
+        assert [len(record.survivors) for record in log.records] == [7, 7, good, good]
+        assert [record.train_loss is None for record in log.records] == [False, False, True, True]
+
+    @pytest.mark.parametrize(("least", "changes"), [(4, False), (3, True)])
+    def test_min_survivors_decides_what_is_a_round(self, least: int, changes: bool, tmp_path: Path) -> None:
+        """With `cohort.min_survivors` updates a round counts, with one less the model stays as it is."""
+        config = configuration(rounds=2)
+        expected, _ = run(tmp_path / "two", config)
+        longer = configuration(rounds=3, cohort={"min_survivors": least})
+        possible = prepared(tmp_path, longer)
+        outcome = coordinate(possible, self.failing_after(possible, 3))
+        assert (as_bytes(outcome.arrays) != as_bytes(expected.arrays)) is changes
+
+    @pytest.mark.parametrize("name", ["fedavg", "fedadam", "fedmedian"])
+    def test_nobody_ever_answers(self, name: str, tmp_path: Path) -> None:
+        """A run without a single update ends in an error, not in an untrained model."""
+        possible = prepared(tmp_path, strategy={"name": name})
+        grid = ScriptedGrid(lambda messages: [], [2, 3, 4, 5])
+        log = Log()
+        with pytest.raises(RunError, match="no client sent an update") as raised:
+            coordinate(possible, grid, observer=log)
+        assert "rounds.jsonl" in raised.value.hint
+        assert log.failures == [{f"node-{i}": "deadline-exceeded" for i in (2, 3, 4, 5)}] * 3
+
+    def test_error_also_after_a_stop(self, tmp_path: Path) -> None:
+        """Resuming a run in which nobody answered does not make its model a result."""
+        trouble = {"data": {"name": "one-in-trouble", "sites": ["client-01"]}, "model": {"options": {"trouble": "nan"}}}
+        for _ in range(2):
+            with pytest.raises(RunError, match="no client sent an update"):
+                run(tmp_path / "run", **trouble)
+        assert rows(tmp_path / "run") == [1, 2, 3]
+
+
+class TestSelection:
+    BUMPY: dict[str, Any] = {
+        "rounds": 8,
+        "training": {"learning_rate": 40.0},
+        "evaluation": {"select": "best"},
+    }  # so large a step that accuracy goes up and down
+    """A run whose best round is not its last."""
+
+    def test_best_round_is_the_result(self, tmp_path: Path) -> None:
+        """With `select = best` the result is the model of the earliest round with the highest accuracy."""
+        last, log = run(tmp_path / "last", **{**self.BUMPY, "evaluation": {"select": "last"}})
+        accuracies = [record.accuracy or 0.0 for record in log.records]
+        best_round = accuracies.index(max(accuracies)) + 1
+        assert best_round < 8
+        outcome, _ = run(tmp_path / "best", **self.BUMPY)
+        assert outcome.selected_round == best_round
+        assert outcome.evaluation is not None
+        assert outcome.evaluation.accuracy == max(accuracies)
+        expected, _ = run(tmp_path / "short", **{**self.BUMPY, "rounds": best_round, "evaluation": {}})
+        assert as_bytes(outcome.arrays) == as_bytes(expected.arrays)
+        assert last.selected_round == 8
+
+    @pytest.mark.parametrize("stop", [2, 4, 6, 8])
+    def test_best_round_outlives_a_stop(self, stop: int, tmp_path: Path) -> None:
+        """A stop before or after the best round changes neither the choice nor its bytes."""
+        expected, _ = run(tmp_path / "whole", **self.BUMPY)
+        with pytest.raises(StoppedError):
+            run(tmp_path / "run", **self.BUMPY, observer=Stopping("recorded", stop))
+        outcome, _ = run(tmp_path / "run", **self.BUMPY)
+        assert (outcome.selected_round, outcome.evaluation) == (expected.selected_round, expected.evaluation)
+        assert as_bytes(outcome.arrays) == as_bytes(expected.arrays)
+
+    def test_patience_stops_the_run(self, tmp_path: Path) -> None:
+        """After as many evaluations without a better accuracy as `patience` says, the run stops and says so."""
+        outcome, log = run(tmp_path / "run", rounds=50, evaluation={"patience": 3})
+        accuracies = [record.accuracy or 0.0 for record in log.records]
+        best = accuracies.index(max(accuracies))
+        assert outcome.stopped_early
+        assert outcome.rounds == len(accuracies) == best + 1 + 3 < 50
+
+    def test_patience_counts_on_over_a_stop(self, tmp_path: Path) -> None:
+        """A resumed run stops at the round at which the uninterrupted one stopped."""
+        changes: dict[str, Any] = {"rounds": 50, "evaluation": {"patience": 3}}
+        expected, _ = run(tmp_path / "whole", **changes)
+        with pytest.raises(StoppedError):
+            run(tmp_path / "run", **changes, observer=Stopping("started", expected.rounds - 1))
+        outcome, _ = run(tmp_path / "run", **changes)
+        assert (outcome.rounds, outcome.stopped_early) == (expected.rounds, True)
+        assert as_bytes(outcome.arrays) == as_bytes(expected.arrays)
+
+    def test_no_patience_never_stops(self, tmp_path: Path) -> None:
+        """With patience 0 all rounds are made."""
+        outcome, _ = run(tmp_path / "run", rounds=20)
+        assert (outcome.rounds, outcome.stopped_early) == (20, False)
+
+    @pytest.mark.parametrize("every", [0, 1, 2, 3, 5])
+    def test_last_model_is_judged_however_seldom_others_are(self, every: int, tmp_path: Path) -> None:
+        """The evaluation of the result is that of the last model, whether or not its round was one for evaluating."""
+        expected, _ = run(tmp_path / "each", rounds=5)
+        outcome, log = run(tmp_path / "run", rounds=5, evaluation={"every": every})
+        assert outcome.evaluation == expected.evaluation
+        judged = [record.server_round for record in log.records if record.accuracy is not None]
+        assert judged == [r for r in range(1, 6) if every and r % every == 0]
+
+    @pytest.mark.parametrize("every", [0, 2])
+    def test_finished_run_can_be_asked_again(self, every: int, tmp_path: Path) -> None:
+        """Resuming after the last round trains nothing and gives the same outcome."""
+        expected, _ = run(tmp_path / "run", evaluation={"every": every})
+        outcome, log = run(tmp_path / "run", evaluation={"every": every})
+        assert log.records == []
+        assert as_bytes(outcome.arrays) == as_bytes(expected.arrays)
+        assert outcome.evaluation == expected.evaluation
+
+
+class TestCheckpoints:
+    def test_one_a_round_and_two_are_kept(self, tmp_path: Path) -> None:
+        """Every round leaves a checkpoint; the newest two stay."""
+        run(tmp_path / "run", rounds=5)
+        assert [server_round for server_round, _ in checkpoint_files(tmp_path / "run" / "checkpoints")] == [4, 5]
+
+    def test_damaged_newest_falls_back_to_the_one_before(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+        """A run whose newest checkpoint was damaged repeats one round and ends with the same bytes, with a warning."""
+        expected, _ = run(tmp_path / "whole")
+        with pytest.raises(StoppedError):
+            run(tmp_path / "run", observer=Stopping("started", 3))
+        newest = checkpoint_files(tmp_path / "run" / "checkpoints")[-1][1]
+        data = bytearray(newest.read_bytes())
+        data[-3] ^= 1
+        newest.write_bytes(data)
+        outcome, log = run(tmp_path / "run")
+        assert [record.server_round for record in log.records] == [2, 3]
+        assert rows(tmp_path / "run") == [1, 2, 3]
+        assert as_bytes(outcome.arrays) == as_bytes(expected.arrays)
+        assert "round-00002.safetensors is damaged" in capsys.readouterr().out
+
+    def test_checkpoint_of_another_configuration_is_refused(self, tmp_path: Path) -> None:
+        """A folder whose checkpoints belong to other settings is not continued, and stays as it was."""
+        run(tmp_path / "run")
+        before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        with pytest.raises(RunError, match="another configuration"):
+            run(tmp_path / "run", seeds={"cohort": 5})
+        assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+    def test_disk_that_fills_up_leaves_a_run_to_resume(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A checkpoint that cannot be written ends the run with an error; resumed, it reaches the same bytes."""
+        expected, _ = run(tmp_path / "whole")
+        real, calls = module.save_checkpoint, []
+
+        def full(folder: Path, checkpoint: Any) -> Path:
+            calls.append(checkpoint.server_round)
+            if len(calls) == 2:
+                raise RunError("the disk is full", hint="free some space, then resume the run")
+            return real(folder, checkpoint)
+
+        monkeypatch.setattr(module, "save_checkpoint", full)
+        with pytest.raises(RunError, match="disk is full"):
+            run(tmp_path / "run")
+        outcome, _ = run(tmp_path / "run")
+        assert as_bytes(outcome.arrays) == as_bytes(expected.arrays)
+        assert rows(tmp_path / "run") == [1, 2, 3]
+
+    def test_run_without_a_folder_keeps_nothing(self, tmp_path: Path) -> None:
+        """Where no folder is given, the same result comes out and no file is written."""
+        expected, _ = run(tmp_path / "run")
+        possible = prepared(tmp_path / "nowhere")
+        outcome = coordinate(possible, real_grid(possible))
+        assert as_bytes(outcome.arrays) == as_bytes(expected.arrays)
+        assert not (tmp_path / "nowhere").exists()
+
+
+class TestWhatTravels:
+    def test_clients_are_sent_the_run_and_the_model(self, tmp_path: Path) -> None:
+        """A training message holds the configuration, the round and the arrays; without privacy nothing else."""
+        possible = prepared(tmp_path, rounds=1)
+        grid = Relabelled(possible, seed=1)
+        coordinate(possible, grid)
+        for message in grid.sent:
+            assert sorted(message.content) == [ARRAYS, CONFIG]
+            config = message.content.config_records[CONFIG]
+            assert sorted(config) == ["run", "server-round"]
+            assert RunConfig.model_validate_json(str(config["run"])) == possible.config
+
+    def test_private_run_sends_its_noise_and_takes_no_losses(self, tmp_path: Path) -> None:
+        """With privacy, clients get noise multiplier and participations; a reply with a loss beside it is refused."""
+        possible = prepared(tmp_path, private(rounds=2))
+        assert possible.plan is not None
+        inner, log = Relabelled(possible, seed=1), Log()
+        coordinate(possible, inner, observer=log)
+        sent = inner.sent[0].content.config_records[CONFIG]
+        assert (sent["noise-multiplier"], sent["participations"]) == (possible.plan.noise_multiplier, 2)
+        assert [(record.failures, record.train_loss) for record in log.records] == [({}, None)] * 2
+
+        def leak(messages: list[Message]) -> Iterable[Message]:
+            return [
+                Message(update(arrays_of(message.content), 1.0, train_loss=0.5), reply_to=message)
+                for message in messages
+            ]
+
+        with pytest.raises(RunError, match="no client sent an update"):
+            coordinate(prepared(tmp_path, private(rounds=1)), ScriptedGrid(leak, [2, 3]))
+
+    @pytest.mark.parametrize("weight", [12.0, 1.5])
+    def test_private_run_takes_equal_weights_only(self, weight: float, tmp_path: Path) -> None:
+        """With privacy a client counts as one, whatever it claims: its number of examples is private."""
+
+        def claim(messages: list[Message]) -> Iterable[Message]:
+            return [Message(update(arrays_of(m.content), weight), reply_to=m) for m in messages]
+
+        log = Log()
+        with pytest.raises(RunError):
+            coordinate(prepared(tmp_path, private(rounds=1)), ScriptedGrid(claim, [2]), observer=log)
+        assert log.failures == [{"node-2": "invalid-reply"}]
+
+
+class TestPrivateRunThatStopped:
+    def test_never_spends_more_than_its_target(self, tmp_path: Path) -> None:
+        """A round begun before a stop stays in the ledger: made again, it costs again, and the last round is refused
+        rather than the target passed.
+        """
+        config = private(rounds=4, data={"clients": 2})
+        with pytest.raises(StoppedError):
+            run(tmp_path / "run", config, observer=Stopping("recorded", 2))
+        outcome, log = run(tmp_path / "run", config)
+        possible = prepared(tmp_path / "run" / "ledger", config)
+        assert possible.config.privacy.target_epsilon == 5.0
+        for name, spent in possible.spent_by_client().items():
+            events = ledger_of(tmp_path / "run" / "ledger", name).events()
+            assert [event.server_round for event in events] == [1, 2, 2, 3]
+            assert 4.0 < spent <= 5.0
+        assert log.failures == [{}, {}, {"client-00": "budget-exhausted", "client-01": "budget-exhausted"}]
+        assert outcome.rounds == 4
+
+
+class TestMemory:
+    @pytest.mark.parametrize("name", ["fedavg", "fedadam", "krum"])
+    def test_does_not_grow_with_rounds(self, name: str, tmp_path: Path) -> None:
+        """After 45 rounds the coordinator holds what it held after 5, but for less than 100 bytes a round."""
+        config = configuration(
+            rounds=45, data={"clients": 5}, strategy={"name": name, **STRATEGIES[name]}, evaluation={"every": 5}
+        )
+        sizes: dict[int, int] = {}
+
+        class Weighing(Log):
+            def reply_received(self, client: str, failure: Any) -> None:
+                """Keep nothing."""
+
+            def round_finished(self, record: RoundRecord) -> None:
+                if record.server_round in {5, 45}:
+                    gc.collect()
+                    sizes[record.server_round] = tracemalloc.get_traced_memory()[0]
+
+        tracemalloc.start()
+        try:
+            run(tmp_path / "run", config, observer=Weighing())
+        finally:
+            tracemalloc.stop()
+        assert sizes[45] - sizes[5] < 40 * 100  # bytes a round; the arrays of one round take several times that
+
+
+class TestServerApp:
+    def test_outcome_is_handed_over(self, tmp_path: Path) -> None:
+        """The ServerApp coordinates its job over whatever grid an engine gives it."""
+        possible = prepared(tmp_path)
+        outcomes: list[Outcome] = []
+        app = make_server_app(Job(config=possible.config, model=possible.model), outcomes.append)
+        app(real_grid(possible), client_context(node_id=0, partition=0))
+        (outcome,) = outcomes
+        assert outcome.rounds == 3
+        assert outcome.evaluation is None
