@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from typing import Literal, get_origin
 
 import pytest
@@ -223,10 +224,8 @@ def test_a_configuration_cannot_be_changed_after_it_was_checked(config):
 @settings(deadline=None, max_examples=150)
 def test_no_text_from_a_peer_crashes_the_parser(data):
     """Whatever arrives is a configuration or a ConfigError."""
-    try:
+    with suppress(ConfigError):
         parse_config(data.decode("utf-8", "surrogateescape"))
-    except ConfigError as e:
-        assert str(e)
 
 
 def test_what_a_peer_sent_may_nest_as_deep_as_it_likes():
