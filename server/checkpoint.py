@@ -7,16 +7,13 @@ guards against failing disks, not against somebody who can write the file.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common.errors import RunError
+from server.disk import atomic_file, disk_errors
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -145,43 +143,6 @@ def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there replaces `path` when the block ends without error.
-
-    Guarantee:
-        Whenever the process or the machine stops, `path` is what it was before or what was written, never a part of it.
-
-    Raises:
-        RunError: The disk is full or the folder cannot be written. `path` is unchanged.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    with disk_errors(path):
-        try:
-            yield temporary
-            _sync(temporary)
-            temporary.replace(path)
-            _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def disk_errors(path: Path, action: Literal["read", "written"] = "written") -> Iterator[None]:
-    """Turn what the operating system refuses into a RunError that says what to do."""
-    try:
-        yield
-    except OSError as e:
-        hint = {
-            errno.ENOSPC: "free some space, then resume the run",
-            errno.EDQUOT: "free some of your quota, then resume the run",
-            errno.EROFS: "the disk is read-only: choose another folder",
-            errno.EACCES: "choose another folder, or mend its permissions",
-            errno.EPERM: "choose another folder, or mend its permissions",
-        }.get(e.errno or 0, "check the path and the disk")
-        raise RunError(f"{path} cannot be {action}: {e.strerror or e}", hint=hint) from e
-
-
 def _read(path: Path) -> Checkpoint:
     """One file, verified before anything in it is believed."""
     try:
@@ -234,12 +195,3 @@ def _prune(folder: Path, server_round: int) -> None:
     for path in folder.iterdir():
         if path.name.startswith(".") or (_NAME.fullmatch(path.name) and path.name not in kept):
             path.unlink()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

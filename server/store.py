@@ -17,7 +17,6 @@ import fcntl
 import json
 import math
 import os
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -31,12 +30,12 @@ import tomli_w
 
 from common.config import RunConfig, load_config
 from common.errors import ConfigError, RunError
-from server.checkpoint import atomic_file, checkpoint_files, disk_errors
+from server.checkpoint import checkpoint_files
+from server.disk import acquire_lock, atomic_file, disk_errors, is_locked
 
 Status = Literal["running", "interrupted", "completed", "failed"]
 
 _CONFIG, _LOCK, _ROUNDS, _RESULT = "run.toml", "run.lock", "rounds.jsonl", "result.json"
-_LOCK_ATTEMPTS, _LOCK_PAUSE_SECONDS = 5, 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +80,7 @@ class RunFolder:
         with disk_errors(path), ExitStack() as undo:
             path.mkdir(parents=True, exist_ok=True)
             _check_unused(path)
-            run = cls(path, lock=_acquire(path))
+            run = cls(path, lock=acquire_lock(path / _LOCK))
             undo.callback(run.close)
             _check_unused(path)  # again: another process may have had the lock just before
             run.checkpoints.mkdir(exist_ok=True)
@@ -112,7 +111,7 @@ class RunFolder:
         cls.open(path)
         rounds = path / _ROUNDS
         with disk_errors(rounds), ExitStack() as undo:
-            run = cls(path, lock=_acquire(path))
+            run = cls(path, lock=acquire_lock(path / _LOCK))
             undo.callback(run.close)
             if rounds.exists():
                 os.truncate(rounds, rounds.read_bytes().rfind(b"\n") + 1)
@@ -143,7 +142,7 @@ class RunFolder:
 
         A run that ended without a result and without a checkpoint failed.
         """
-        if _is_held(self.path / _LOCK):
+        if is_locked(self.path / _LOCK):
             return "running"
         with suppress(RunError):
             if (result := self.read_result()) is not None:
@@ -269,32 +268,6 @@ def _check_unused(path: Path) -> None:
         raise RunError(f"{path} already holds a run", hint="resume that run, or choose another folder")
     if names - {_LOCK, f".{_CONFIG}.tmp", "checkpoints"}:  # left by a run that ended before it began
         raise RunError(f"{path} is not empty and not a run", hint="choose a new or empty folder")
-
-
-def _acquire(path: Path) -> int:
-    """Take a run's lock without waiting for another writer."""
-    lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        for _ in range(_LOCK_ATTEMPTS):
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return lock
-            time.sleep(_LOCK_PAUSE_SECONDS)  # `_is_held` takes it for an instant, too
-    except OSError:  # a file system without locks
-        os.close(lock)
-        raise
-    os.close(lock)
-    raise RunError(f"{path} is being written by another process", hint="wait for it to end, or choose another folder")
-
-
-def _is_held(lock_file: Path) -> bool:
-    """Whether a living process holds a lock."""
-    with suppress(OSError), lock_file.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _summarise(path: Path) -> RunSummary:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from common.errors import RunError
 from server import checkpoint as module
-from server.checkpoint import Checkpoint, atomic_file, checkpoint_files, disk_errors, load_checkpoint, save_checkpoint
+from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, save_checkpoint
+from server.disk import atomic_file, disk_errors
 
 DIGEST = "0" * 64
 
