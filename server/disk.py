@@ -70,7 +70,9 @@ def acquire_lock(lock_file: Path) -> int:
         os.close(lock)
         raise
     os.close(lock)
-    raise RunError(f"{lock_file.parent} is being written by another process", hint="wait for it to end, or choose another folder")
+    raise RunError(
+        f"{lock_file.parent} is being written by another process", hint="wait for it to end, or choose another folder"
+    )
 
 
 def is_locked(lock_file: Path) -> bool:

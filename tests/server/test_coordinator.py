@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
@@ -21,7 +21,7 @@ from common.errors import FailureCode, RunError
 from common.flower import ARRAYS, CONFIG, arrays_of, client_context, failure_reply, prepare_process
 from server import coordinator as module
 from server.app import make_server_app
-from server.checkpoint import checkpoint_files, load_checkpoint
+from server.checkpoint import checkpoint_files
 from server.coordinator import Coordinator, Job, Observer, Outcome, RoundRecord, discover
 from server.store import RunFolder
 from simulations.inline import InlineGrid, InProcess, app_factory
@@ -67,7 +67,7 @@ def of(name: str, **changes: Any) -> RunConfig:
     """Seven clients under one strategy; a cohort drawn anew each round where the strategy allows a smaller one."""
     size = 7 if name == "bulyan" else 6
     return configuration(
-        rounds=4, strategy={"name": name, **STRATEGIES[name]}, **{"data": {"clients": 7}, "cohort": {"size": size}}
+        rounds=4, strategy={"name": name, **STRATEGIES[name]}, data={"clients": 7}, cohort={"size": size}
     ).model_copy(update=changes)
 
 

@@ -80,7 +80,7 @@ class TestCreate:
             {},
             {"privacy": {"unit": "example", "target_epsilon": 3.0}, "training": {"local_steps": 2}},
             {"model": {"options": {"hidden": 128, "norm": True, "kind": "x"}}},
-            {"data": {"partition": "natural", "sites": ["a", "é"]}},
+            {"data": {"partition": "natural", "sites": ["a", "b-2"]}},
             {"simulation": {"byzantine_scale": -1e-7}, "seeds": {"cohort": 2**62}},
         ],
     )
