@@ -6,6 +6,7 @@ from rich.progress import Progress, TaskID
 
 from common.errors import FailureCode
 from server.coordinator import Observer, RoundRecord
+from server.report.words import ceiling
 from simulations.results import FolderObserver
 
 
@@ -44,7 +45,7 @@ class ProgressObserver(Observer):
             parts.append(f"loss {loss:.3f}")
         if self._keeper.epsilon:
             spent = max(self._keeper.epsilon.values())
-            parts.append(f"epsilon {spent:.2f}" + (f" of {self._target:g}" if self._target else ""))
+            parts.append(f"epsilon {ceiling(spent)}" + (f" of {self._target:g}" if self._target else ""))
         self._progress.update(self._rounds, completed=record.server_round, detail=", ".join(parts))
 
     def comparison(self, done: int, total: int, arm: str) -> None:

@@ -32,7 +32,7 @@ class FolderObserver(Observer):
     def __init__(self, prepared: Prepared, folder: RunFolder) -> None:
         self._prepared = prepared
         self._folder = folder
-        self._events = EventWriter(folder.path)
+        self._events: EventWriter | None = None
         self.epsilon: dict[str, float] = prepared.spent_by_client()
 
     def round_finished(self, record: RoundRecord) -> None:
@@ -41,11 +41,13 @@ class FolderObserver(Observer):
             self.epsilon |= {name: self._prepared.spent(name) for name in record.cohort}
         row = {**asdict(record), "epsilon": dict(sorted(self.epsilon.items()))}
         self._folder.append_round(row)
+        self._events = self._events or EventWriter(self._folder.path)  # a run that is refused writes nothing
         self._events.write_round(row)
 
     def close(self) -> None:
         """Flush the events."""
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 class Observers(Observer):

@@ -12,10 +12,12 @@ from typing import Literal, Self
 
 import torch
 from flwr.serverapp import Grid
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from common.config import RunConfig
-from common.errors import ModelError
+from common.config.settings import Name
+from common.errors import DataError, ModelError
 from common.flower import client_context
 from common.models import check_private, initial_model
 from common.privacy import PrivacyPlan, make_plan, spent_epsilon
@@ -75,12 +77,14 @@ def prepare(config: RunConfig, *, ledgers: Path, site_file: Path | None = None) 
     sites = SimulatedSites(config=config, ledgers=ledgers, site_file=site_file)
     federation = sites.federation
     clients = len(federation.clients)
+    _check_names(federation)
     check_strategy(config.strategy, config.cohort.size or clients)
     model = initial_model(config.model, federation.schema, seed=config.seeds.model, site=sites.site)
+    most = participations(config.cohort, clients, config.rounds)
     plan = None
     if config.private:
         check_private(model)
-        plan = make_plan(config, participations=participations(config.cohort, clients, config.rounds))
+        plan = make_plan(config, participations=most)
     _check_fit(model, federation)
     return Prepared(sites=sites, model=model, plan=plan)
 
@@ -144,6 +148,18 @@ def inline_grid(prepared: Prepared, factory: AppFactory, *, workers: int) -> Ite
 def auto_workers(config: RunConfig, clients: int) -> int:
     """One process a core, no more than a round has clients."""
     return max(1, min(os.cpu_count() or 1, config.cohort.size or clients))
+
+
+def _check_names(federation: Federation) -> None:
+    """A client's name becomes part of a file's name and a value of `data.sites`; a user's own function chooses it."""
+    name = TypeAdapter(Name)
+    for client in federation.clients:
+        try:
+            name.validate_python(client.name)
+        except ValidationError as e:
+            raise DataError(
+                f"a client's name is {client.name!r}", hint="use at most 64 letters, digits, '-' and '_'"
+            ) from e
 
 
 def _check_fit(model: nn.Module, federation: Federation) -> None:

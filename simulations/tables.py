@@ -8,6 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from server.report.words import ceiling
+
 _ARMS = (
     ("federated", "all sites, federated"),
     ("federated_dp", "all sites, federated with privacy"),
@@ -44,7 +46,7 @@ def _single(result: dict[str, Any]) -> RenderableType:
         worst = max(privacy["epsilon"].values(), default=0.0)
         table.add_row(
             "privacy",
-            f"epsilon {worst:.2f}, delta {privacy['target_delta']:g} at the client that spent most; "
+            f"epsilon {ceiling(worst)}, delta {privacy['target_delta']:g} at the client that spent most; "
             f"unit: one {privacy['unit']}, neighbouring by {privacy['relation']}",
         )
         table.add_row("", "accuracy was computed inside the simulation and is not released")
@@ -89,7 +91,7 @@ def _per_site(comparison: dict[str, Any]) -> Table:
     for site, alone in arms["alone"].items():
         own = alone["sites"][site]
         cells = [f"{own['majority']:.3f}", _pair(own), *(_pair(arms[name]["sites"][site]) for name, _ in shown)]
-        table.add_row(site, *cells, *([f"{private['epsilon'][site]:.2f}"] if private else []))
+        table.add_row(site, *cells, *([ceiling(private["epsilon"][site])] if private else []))
     return table
 
 
@@ -110,9 +112,9 @@ def _gains(comparison: dict[str, Any]) -> Table:
 
 def _cost_of_privacy(comparison: dict[str, Any], private: dict[str, Any]) -> list[Text]:
     cost = comparison["arms"]["federated"]["accuracy_mean"] - private["accuracy_mean"]
-    worst = max(private["epsilon"].values())
+    worst = ceiling(max(private["epsilon"].values()))
     return [
-        Text(f"Privacy costs {cost:.3f} accuracy: each site spent epsilon {worst:.2f} at delta {private['delta']:g}"),
+        Text(f"Privacy costs {cost:.3f} accuracy: each site spent epsilon {worst} at delta {private['delta']:g}"),
         Text(f"over the whole run; unit: one {private['unit']}, neighbouring by {private['relation']}."),
         Text("Accuracies were computed inside the simulation; a private run releases none of them."),
     ]

@@ -11,8 +11,10 @@ import json
 import mmap
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
@@ -82,7 +84,7 @@ class WorkerPool:
 
     def _start(self) -> tuple[BaseProcess, Connection]:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs, self._factory), daemon=True)
+        process = self._context.Process(target=_work, args=(theirs, self._factory, self._broadcast.folder), daemon=True)
         process.start()
         theirs.close()
         return process, ours
@@ -141,7 +143,8 @@ class _Broadcast:
 
     def __init__(self) -> None:
         memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
-        self._folder = tempfile.TemporaryDirectory(prefix="coterie-", dir=memory if memory.is_dir() else None)
+        self._temporary = tempfile.TemporaryDirectory(prefix="coterie-", dir=memory if memory.is_dir() else None)
+        self.folder = Path(self._temporary.name)
         self._numbers = itertools.count(1)
         self._files: list[Path] = []
         self._current: ArrayRecord | None = None
@@ -149,7 +152,7 @@ class _Broadcast:
     def publish(self, arrays: ArrayRecord) -> Path:
         """A file with `arrays`; written once for the same record."""
         if arrays is not self._current:
-            path = Path(self._folder.name) / f"{next(self._numbers)}.records"
+            path = self.folder / f"{next(self._numbers)}.records"
             with path.open("xb") as file:
                 file.writelines(encode_records(RecordDict({ARRAYS: arrays})))
             self._files.append(path)
@@ -163,7 +166,7 @@ class _Broadcast:
             self._files.remove(path)
 
     def close(self) -> None:
-        self._folder.cleanup()
+        self._temporary.cleanup()
 
 
 def _waiting(worker: _Worker) -> Message:
@@ -179,11 +182,22 @@ def _end(worker: _Worker) -> None:
     worker.connection.close()
 
 
-def _work(connection: Connection, factory: AppFactory) -> None:
-    """A worker's life: answer messages until the pool closes the connection."""
+def _end_with_parent(folder: Path) -> None:
+    """End when the parent was killed, even while a client hangs; a living parent ends its workers itself."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        shutil.rmtree(folder, ignore_errors=True)
+        os._exit(1)
+
+
+def _work(connection: Connection, factory: AppFactory, folder: Path) -> None:
+    """A worker's life: answer messages until the pool ends it."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    watch = threading.Thread(target=_end_with_parent, args=(folder,), daemon=True)
+    watch.start()
     torch.set_num_threads(1)
     prepare_process()
     app = factory()
@@ -209,6 +223,7 @@ def _work(connection: Connection, factory: AppFactory) -> None:
             connection.send_bytes(json.dumps({"error": error}).encode())
             connection.send_bytes(b"" if error else b"".join(encode_records(reply.content)))
             connection.send_bytes(b"".join(encode_records(context.state)) if context.state else b"")
+    watch.join()  # the connection ends with the parent
 
 
 def _map(path: str) -> memoryview:

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
+import numpy as np
+
 from common.errors import PrivacyError
 from common.privacy.events import NonPrivate, PrivacyEvent
 
@@ -44,16 +46,22 @@ def spent_epsilon(events: Iterable[PrivacyEvent], *, delta: float) -> float:
 def _composed_epsilon(segments: tuple[Segment, ...], delta: float) -> float:
     if not segments:
         return 0.0
+    for noise_multiplier, rate, _ in segments:
+        if not (0 < noise_multiplier < math.inf and 0 < rate <= 1):  # dp-accounting takes NaN for a number
+            raise PrivacyError(
+                f"noise {noise_multiplier} at sampling rate {rate} cannot be counted", hint="both must be positive"
+            )
     import dp_accounting
     from dp_accounting.rdp import RdpAccountant
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     accountant = RdpAccountant(ORDERS)
     try:
-        for noise_multiplier, rate, count in segments:
-            event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise_multiplier))
-            accountant.compose(event, count)
-        epsilon = float(accountant.get_epsilon(delta))
+        with np.errstate(divide="ignore", over="ignore", invalid="raise"):  # infinity is an answer, NaN is none
+            for noise_multiplier, rate, count in segments:
+                event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise_multiplier))
+                accountant.compose(event, count)
+            epsilon = float(accountant.get_epsilon(delta))
     except ArithmeticError:  # the square of a value near the ends of float64
         epsilon = math.nan
     if math.isnan(epsilon):

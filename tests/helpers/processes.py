@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,20 +17,20 @@ PATIENCE_SECONDS = 240.0
 """Far more than anything here takes; a bound on waiting, never a measure."""
 
 
-def wait_until(condition: Callable[[], bool], *, process: subprocess.Popen[str] | None = None) -> None:
+def wait_until(condition: Callable[[], object], *, process: subprocess.Popen[str] | None = None) -> None:
     """Return once `condition` holds.
 
     Raises:
         AssertionError: It did not come true, or the process that was to bring it about ended before.
     """
-    end = time.monotonic() + PATIENCE_SECONDS
+    end, pause = time.monotonic() + PATIENCE_SECONDS, threading.Event()
     while not condition():
         if process is not None and process.poll() is not None and not condition():
             output = process.communicate()
             raise AssertionError(f"the process ended with {process.returncode}: {output}")
         if time.monotonic() > end:
             raise AssertionError("it never came true")
-        os.sched_yield()
+        pause.wait(0.02)  # leaves the processor to those who are waited for
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import random
 import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -338,7 +338,7 @@ class TestTooFewReplies:
 
 
 class TestSelection:
-    BUMPY: dict[str, Any] = {
+    BUMPY: ClassVar[dict[str, Any]] = {
         "rounds": 8,
         "training": {"learning_rate": 40.0},
         "evaluation": {"select": "best"},
@@ -539,6 +539,7 @@ class TestMemory:
             model={"name": "wide", "options": {"megabytes": 1}},
             data={"clients": 5},
             strategy={"name": name, **STRATEGIES[name]},
+            evaluation={"every": 0},
         )
         sizes: dict[int, int] = {}
 

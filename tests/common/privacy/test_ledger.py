@@ -153,7 +153,7 @@ class TestRefusal:
 
 # One process that forks the others, each of which opens the ledger afresh. Forking a test runner is not safe.
 _PROCESSES = """
-import os, resource, sys
+import json, os, resource, sys
 from pathlib import Path
 from common.errors import BudgetExhaustedError, LedgerError
 from common.privacy import FileLedger, PoissonGaussian, spent_epsilon
@@ -161,11 +161,15 @@ from common.privacy import FileLedger, PoissonGaussian, spent_epsilon
 def event(server_round):
     return PoissonGaussian(noise_multiplier=2.0, sampling_rate=1.0, steps=1, run="r", server_round=server_round)
 
-def forked(work):
+def forked(work, *arguments):
     pid = os.fork()
     if pid == 0:
         try:
-            code = work()
+            code = work(*arguments)
+        except BudgetExhaustedError:
+            code = 1
+        except LedgerError:
+            code = 2
         except BaseException as e:
             print(repr(e), file=sys.stderr)
             code = 99
@@ -175,61 +179,63 @@ def forked(work):
 def exit_codes(pids):
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
-path, budget = Path(sys.argv[1]), (float(sys.argv[2]), 1e-5)
-"""
+def race(path, budget):
+    gate, opened = os.pipe()
 
-_RACE = """
-gate, opened = os.pipe()
-
-def racer(i):
-    def work():
+    def racer(server_round):
         os.close(opened)
         os.read(gate, 1)  # all are let go at once, when the last writer closes
-        try:
-            FileLedger(path).reserve(event(i), budget=budget)
-        except BudgetExhaustedError:
-            return 1
+        FileLedger(path).reserve(event(server_round), budget=budget)
         return 0
-    return work
 
-spent_epsilon([event(1)], delta=1e-5)
-pids = [forked(racer(i)) for i in range(1, 9)]
-os.close(opened)
-print(sorted(exit_codes(pids)))
-"""
+    spent_epsilon([event(1)], delta=1e-5)  # what is slow to import is there before the race
+    pids = [forked(racer, i) for i in range(1, 9)]
+    os.close(opened)
+    return sorted(exit_codes(pids))
 
-_FULL = """
-def work():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
-    try:
+def fill(path, budget):
+    def write(limit):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         FileLedger(path).reserve(event(2), budget=budget)
-    except LedgerError:
-        return 1
-    return 0
+        return 0
 
-FileLedger(path).reserve(event(1), budget=budget)
-before = path.read_bytes()
-for limit in (len(before), len(before) + 1, len(before) + 40):
-    sys.argv[3:] = [str(limit)]
-    codes = exit_codes([forked(work)])
-    print(codes, path.read_bytes() == before)
-FileLedger(path).reserve(event(2), budget=budget)
-print(len(FileLedger(path).events()))
+    FileLedger(path).reserve(event(1), budget=budget)
+    before = path.read_bytes()
+    sizes = [len(before) + room for room in (0, 1, 40)]
+    return [(*exit_codes([forked(write, size)]), path.read_bytes() == before) for size in sizes]
+
+folder, epsilon = Path(sys.argv[1]), float(sys.argv[2])
+print(json.dumps([race(folder / "race", (epsilon, 1e-5)), fill(folder / "fill", (1e6, 1e-5))]))
 """
 
 
-def run_processes(code, *arguments):
-    command = [sys.executable, "-c", _PROCESSES + code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+@pytest.fixture(scope="module")
+def process_folder(tmp_path_factory):
+    """Where the ledgers of the real processes are."""
+    return tmp_path_factory.mktemp("ledgers")
 
 
-def test_two_processes_cannot_both_spend_the_last_of_a_budget(path):
-    """Eight real processes, let go at once, with room for three events: three succeed, five are refused."""
+@pytest.fixture(scope="module")
+def outcome(process_folder):
+    """Exit codes of the race and of the full disk: 0 reserved, 1 budget exhausted, 2 ledger error."""
     three, four = (spent_epsilon([event()] * n, delta=DELTA) for n in (3, 4))
-    assert run_processes(_RACE, path, (three + four) / 2) == ["[0, 0, 0, 1, 1, 1, 1, 1]"]
-    assert len(FileLedger(path).events()) == 3
+    command = [sys.executable, "-c", _PROCESSES, str(process_folder), str((three + four) / 2)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return json.loads(done.stdout)
 
 
-def test_a_full_disk_refuses_and_leaves_the_ledger_whole(path):
-    """At a real limit of the operating system, before and within the line; once there is room, it goes on."""
-    assert run_processes(_FULL, path, 1e6) == ["[1] True"] * 3 + ["2"]
+class TestRealProcesses:
+    """What only the operating system can show."""
+
+    def test_two_processes_cannot_both_spend_the_last_of_a_budget(self, outcome, process_folder):
+        """Eight, let go at once, with room for three events: three succeed, five are refused."""
+        assert outcome[0] == [0, 0, 0, 1, 1, 1, 1, 1]
+        assert len(FileLedger(process_folder / "race").events()) == 3
+
+    def test_a_full_disk_refuses_and_leaves_the_ledger_whole(self, outcome, process_folder):
+        """At the limit, and within the line; once there is room, the ledger goes on."""
+        assert outcome[1] == [[2, True]] * 3
+        ledger = FileLedger(process_folder / "fill")
+        ledger.reserve(event(2), budget=ROOMY)
+        assert len(ledger.events()) == 2

@@ -1,0 +1,1 @@
+"""A user's own models and data, registered in `site.toml`."""

@@ -1,0 +1,134 @@
+"""Tables and progress print whatever a run ends with."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from common.errors import FailureCode
+from server.coordinator import RoundRecord
+from server.store import RunFolder
+from simulations.comparison import summarise
+from simulations.progress import ProgressObserver
+from simulations.results import FolderObserver
+from simulations.tables import print_result
+from tests.helpers.runs import configuration, prepared, private
+from tests.simulations.test_comparison import FOLDS, HALF, RIGHT, arms, result
+
+
+def printed(document: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    print_result(document, console, folder="runs/one")
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "name": "tiny",
+        "status": "completed",
+        "rounds": 3,
+        "selected_round": 2,
+        "accuracy": 0.75,
+        "loss": 0.5,
+        "majority_accuracy": 0.4,
+        "clients": {"a": {"accuracy": 0.5}, "b": {"accuracy": None}},
+        "privacy": None,
+        "model": {"name": "linear", "parameters": 1234},
+        "data": {"name": "blobs", "partition": "natural", "class_names": []},
+        "seconds": {"total": 1.25},
+        "comparison": None,
+    }
+    return {**base, **changes}
+
+
+class TestTables:
+    def test_usual_run(self) -> None:
+        """Accuracy stands beside its baseline; the chosen round and the report's place are told."""
+        text = printed(document())
+        assert all(word in text for word in ("0.750", "0.400", "model of round 2", "1,234", "runs/one/report.html"))
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"accuracy": None, "loss": None},
+            {"loss": None},
+            {"clients": {}},
+            {"clients": {"a": {"accuracy": None}}},
+            {"status": "stopped-early"},
+            {"privacy": {"epsilon": {}, "target_delta": 1e-5, "unit": "example", "relation": "add/remove"}},
+            {"privacy": {"epsilon": {"a": 0.0}, "target_delta": 1e-5, "unit": "example", "relation": "add/remove"}},
+        ],
+    )
+    def test_odd_runs(self, changes: dict[str, Any]) -> None:
+        """What was not measured is left out; nothing fails."""
+        assert "runs/one" in printed(document(**changes))
+
+    def test_comparison_without_privacy(self) -> None:
+        """Without a private arm there is no column of epsilon and no cost of privacy."""
+        rows = arms(federated=[{"a": RIGHT}] * 2, pooled=[{"a": HALF}] * 2, alone__a=[{"a": HALF}] * 2)
+        text = printed(document(comparison=summarise(rows, configuration(**FOLDS))))
+        assert "a alone" in text
+        assert "epsilon" not in text
+
+    def test_comparison_with_privacy(self) -> None:
+        """With one, epsilon and delta stand beside unit and relation."""
+        rows = arms(federated=[{"a": RIGHT}] * 2, pooled=[{"a": HALF}] * 2, alone__a=[{"a": HALF}] * 2)
+        rows += [result("federated_dp", fold, {"a": HALF}, epsilon={"a": 2.971}) for fold in (0, 1)]
+        text = printed(document(comparison=summarise(rows, private(**FOLDS))))
+        assert all(word in text for word in ("2.98", "1e-05", "example", "add/remove", "releases none"))
+
+    def test_comparison_without_auc_or_examples(self) -> None:
+        """One class only, or no held-out examples at a site: cells stay empty."""
+        rows = [
+            result(arm, fold, {"a": RIGHT, "b": []}, truths={"a": [1] * 4, "b": []}, scores={"a": [0.9] * 4, "b": []})
+            for arm in ("federated", "pooled", "alone.a", "alone.b")
+            for fold in (0, 1)
+        ]
+        assert "b alone" in printed(document(comparison=summarise(rows, configuration(**FOLDS))))
+
+    @pytest.mark.parametrize("width", [20, 40, 80])
+    def test_narrow_terminals(self, width: int) -> None:
+        """A narrow terminal wraps, and loses no result."""
+        console = Console(file=io.StringIO(), width=width)
+        print_result(document(), console, folder="x")
+        assert "0.750" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+class TestProgress:
+    def show(self, folder: Path, *, private_run: bool) -> str:
+        """What a terminal shows after a round of one private or plain run."""
+        config = private(rounds=2) if private_run else configuration(rounds=2)
+        run = prepared(folder / "ledger", config)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"))
+        console = Console(file=io.StringIO(), width=160, force_terminal=True)
+        with RunFolder.create(config, folder / "run") as run_folder, Progress(*columns, console=console) as progress:
+            keeper = FolderObserver(run, run_folder)
+            shown = ProgressObserver(progress, keeper, rounds=2, target_epsilon=config.privacy.target_epsilon)
+            shown.round_started(1, ["client-00", "client-01"])
+            shown.reply_received("client-00", None)
+            shown.reply_received("client-01", FailureCode.CLIENT_LOST)
+            record = RoundRecord(
+                server_round=1, cohort=["client-00", "client-01"], survivors=["client-00"],
+                failures={"client-01": "client-lost"}, train_loss=0.25, accuracy=0.5, loss=None, seconds={},
+            )  # fmt: skip
+            keeper.round_finished(record)
+            shown.round_finished(record)
+            keeper.close()
+            progress.refresh()
+        return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+    def test_shows_round_replies_accuracy_and_loss(self, tmp_path: Path) -> None:
+        """A terminal shows the round's figures and how many clients failed."""
+        text = self.show(tmp_path, private_run=False)
+        assert all(word in text for word in ("rounds", "1 failed", "accuracy 0.500", "loss 0.250"))
+        assert "epsilon" not in text
+
+    def test_shows_epsilon_against_its_budget(self, tmp_path: Path) -> None:
+        """A private run shows what was spent of what."""
+        assert "of 5" in self.show(tmp_path, private_run=True)
