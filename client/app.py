@@ -23,15 +23,12 @@ from client.request import TrainRequest, parse_query, parse_request
 from client.trainer import learning_rate_at, resolve_device, train_plain, train_private
 from common.config import RunConfig
 from common.errors import FailureCode, ModelError, PeerError
-from common.flower import CONFIG, WEIGHT, arrays_of, prepare_process, update_reply
+from common.flower import CLIENT, CONFIG, TRAIN_LOSS, WEIGHT, arrays_of, prepare_process, update_reply
 from common.models import build_model, check_private
 from common.models.weights import ModelWeights
 from common.privacy import Ledger, SecureNoise
 from common.schema import ClientData, DataSchema
 from common.site import Site
-
-TRAIN_LOSS = "train_loss"
-"""Metric of a reply without privacy; Flower's QFedAvg asks for it under this name."""
 
 
 class Resources(Protocol):
@@ -112,7 +109,7 @@ def make_client_app(resources: Resources, *, mods: Sequence[Mod] = ()) -> Client
         """Answer with this client's public name."""
         request = parse_query(message)
         _, data = resources.data(request, context)
-        return Message(RecordDict({CONFIG: ConfigRecord({"client": data.name})}), reply_to=message)
+        return Message(RecordDict({CONFIG: ConfigRecord({CLIENT: data.name})}), reply_to=message)
 
     return app
 
@@ -132,7 +129,15 @@ def _train(slot: LoadedModel, data: ClientData, request: TrainRequest, source: S
     _seed_training(config, request.server_round, data.name, slot.device)
     examples = data.train.to(slot.device)
     if request.plan is not None:
-        train_private(slot.model, examples, config.training, plan=request.plan, learning_rate=rate, source=source)
+        train_private(
+            slot.model,
+            examples,
+            config.training,
+            plan=request.plan,
+            learning_rate=rate,
+            source=source,
+            proximal_mu=request.proximal_mu,
+        )
         return {WEIGHT: 1.0}
     loss = train_plain(slot.model, examples, config.training, learning_rate=rate, proximal_mu=request.proximal_mu)
     if not np.isfinite(loss):

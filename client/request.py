@@ -12,13 +12,10 @@ from flwr.app import ConfigRecord, Message
 from common.config import RunConfig
 from common.config.load import parse_config
 from common.errors import CoterieError, FailureCode, PeerError
-from common.flower import config_of
+from common.flower import NOISE, PARTICIPATIONS, ROUND, RUN, config_of
 from common.privacy import PrivacyPlan, make_plan
 
 T = TypeVar("T")
-
-RUN, NOISE, PARTICIPATIONS = "run", "noise-multiplier", "participations"
-"""Keys of a training message's configuration, beside Flower's own `server-round` and `proximal-mu`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +58,7 @@ def _parse(message: Message, *, train: bool) -> TrainRequest:
         plan = None
         if train and config.private:
             plan = _plan(text, _field(record, NOISE, float), _field(record, PARTICIPATIONS, int))
-        server_round = _field(record, "server-round", int)
+        server_round = _field(record, ROUND, int)
         if server_round > config.rounds:
             raise ValueError(server_round)
         mu = record.get("proximal-mu", 0.0)

@@ -6,7 +6,6 @@ Both take the model as it was loaded and change its parameters in place.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -60,6 +59,7 @@ def train_private(
     plan: PrivacyPlan,
     learning_rate: float,
     source: NoiseSource,
+    proximal_mu: float = 0.0,
 ) -> None:
     """Train with DP-SGD (Abadi et al. 2016, algorithm 1), protecting each example; returns nothing that was not noised.
 
@@ -68,24 +68,24 @@ def train_private(
     statistics are those of private examples.
     """
     from common.privacy.optimizer import PrivateOptimizer  # Opacus takes seconds to import
+    from common.privacy.per_sample import expected_warnings
 
     _set_training(model)
     parameters = list(trainable(model))
     fixed = [*model.buffers(), *(p for p in model.parameters() if not p.requires_grad)]
     before = [tensor.detach().clone() for tensor in fixed]
+    start = [p.detach().clone() for p in parameters] if proximal_mu else []
     optimizer = PrivateOptimizer(make_optimizer(parameters, settings, learning_rate), plan=plan, source=source)
     cast = _autocast(settings, parameters[0].device)
-    with warnings.catch_warnings():
-        # Opacus hooks every layer; that the first one's input needs no gradient is as it should be.
-        warnings.filterwarnings("ignore", "Full backward hook is firing")
+    with expected_warnings():
         for _ in range(plan.local_steps):
             chosen = poisson_sample(len(examples), rate=plan.sampling_rate, source=source).to(examples.targets.device)
             for part in _physical(examples.take(chosen), settings.max_physical_batch):
                 with cast:
                     losses = example_losses(model(part.inputs), part.targets)
                 losses.sum().backward()  # type: ignore[no-untyped-call]
-                optimizer.accumulate()
-            optimizer.finish_step()
+                optimizer.accumulate(len(part))
+            optimizer.finish_step(start=start, proximal_mu=proximal_mu)
     with torch.no_grad():
         for tensor, values in zip(fixed, before, strict=True):
             tensor.copy_(values)

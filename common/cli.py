@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from importlib.metadata import entry_points, version
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import click
 import typer
@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from common.errors import CoterieError
 
 GROUP = "coterie.commands"
-INTERRUPTED = 130
+INTERRUPTED, USAGE = 130, "usage"
 
 
 class _Commands(TyperGroup):
@@ -78,28 +78,35 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
     _use_utf8()
     words = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in words
     try:
-        app(words)
-    except CoterieError as e:
-        _print_error(e, as_json="--json" in words)
+        code = app(words, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as e:
+        e.show()
         sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
+    except click.ClickException as e:
+        _print_error(USAGE, e.format_message(), "`--help` after the command lists its options", e.exit_code, as_json)
+    except CoterieError as e:
+        _print_error(e.code, str(e), e.hint, e.exit_code, as_json)
+    except (KeyboardInterrupt, click.Abort):
+        _print_error("interrupted", "interrupted", "", INTERRUPTED, as_json)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone
         sys.exit(INTERRUPTED)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
 
 
-def _print_error(error: CoterieError, *, as_json: bool) -> None:
+def _print_error(code: str, message: str, hint: str, exit_code: int, as_json: bool) -> NoReturn:
     if as_json:
-        document = {"code": error.code, "message": str(error), "hint": error.hint, "exit_code": error.exit_code}
+        document = {"code": code, "message": message, "hint": hint, "exit_code": exit_code}
         typer.echo(json.dumps({"error": document}))
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(str(error), err=True)
-    if error.hint:
+    typer.echo(message, err=True)
+    if hint:
         typer.secho("hint: ", fg="cyan", bold=True, nl=False, err=True)
-        typer.echo(error.hint, err=True)
+        typer.echo(hint, err=True)
+    sys.exit(exit_code)
 
 
 def _use_utf8() -> None:

@@ -26,6 +26,12 @@ ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 """Keys of the records in every message; the first two are Flower's own defaults."""
 WEIGHT = "num-examples"
 """Metric by which Flower's strategies weigh a reply."""
+TRAIN_LOSS = "train_loss"
+"""Metric of a reply without privacy; Flower's QFedAvg asks for it under this name."""
+RUN, ROUND, NOISE, PARTICIPATIONS = "run", "server-round", "noise-multiplier", "participations"
+"""Keys of a request's configuration; Flower's strategies set the round."""
+CLIENT = "client"
+"""Key under which a client tells its public name."""
 
 
 def prepare_process() -> None:

@@ -11,21 +11,38 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import structlog
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import nn
 
 from common.config import RunConfig
+from common.config.settings import Name
 from common.errors import FailureCode, RunError
-from common.flower import ARRAYS, CONFIG, arrays_of, config_of, from_record, to_record
+from common.flower import (
+    ARRAYS,
+    CLIENT,
+    CONFIG,
+    NOISE,
+    PARTICIPATIONS,
+    ROUND,
+    RUN,
+    TRAIN_LOSS,
+    arrays_of,
+    config_of,
+    failure_of,
+    from_record,
+    to_record,
+)
 from common.models.weights import ModelWeights
 from common.privacy import PrivacyPlan
 from common.schema import Examples
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from server.cohort import CohortSampler, Sampler
+from server.cohort import CohortSampler, Sampler, participations
 from server.evaluation import Evaluation, evaluate
 from server.grids import CheckedGrid, FoldingGrid, WrappingGrid
 from server.store import RunFolder
@@ -39,9 +56,9 @@ from server.strategies import (
 )
 
 log = structlog.get_logger()
+_NAME = TypeAdapter(Name)
 
 Arrays = dict[str, "NDArray[Any]"]
-TRAIN_LOSS = "train_loss"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,19 +147,24 @@ def discover(grid: Grid, config: RunConfig) -> dict[str, int]:
     """
     nodes = [(node.name, node.node_id) for node in grid.get_nodes()]
     if not all(name for name, _ in nodes):
-        content = RecordDict({CONFIG: ConfigRecord({"run": config.canonical_json(), "server-round": 1})})
+        content = RecordDict({CONFIG: ConfigRecord({RUN: config.canonical_json(), ROUND: 1})})
         asked = [Message(content, node_id, MessageType.QUERY) for _, node_id in nodes]
         replies = grid.send_and_receive(asked)
-        nodes = [
-            (str(config_of(reply.content)["client"]), reply.metadata.src_node_id)
-            for reply in replies
-            if not reply.has_error()
-        ]
+        nodes = [(name, reply.metadata.src_node_id) for reply in replies if (name := _told_name(reply)) is not None]
     roster = dict(sorted(nodes))
     if not roster or len(roster) != len(nodes):
         problem = "two clients have the same name" if roster else "no client is there"
         raise RunError(f"the run cannot start: {problem}", hint="check the clients' names and logs")
     return roster
+
+
+def _told_name(reply: Message) -> str | None:
+    """The name that a client tells, if it is one."""
+    try:
+        return _NAME.validate_python(config_of(reply.content)[CLIENT])
+    except (KeyError, ValueError):  # an error reply has no content
+        log.warning("client_without_name", failure=failure.slug if (failure := failure_of(reply)) else "invalid-reply")
+        return None
 
 
 class Coordinator:
@@ -170,6 +192,7 @@ class Coordinator:
         config = self._job.config
         done = self._resume()
         roster = discover(grid, config)
+        self._check_plan(len(roster))
         patience = config.evaluation.patience
         while done < config.rounds and not (patience and self._since_best >= patience):
             done += 1
@@ -189,6 +212,17 @@ class Coordinator:
         return Outcome(
             arrays=self._arrays, rounds=done, selected_round=done, evaluation=self._last, stopped_early=stopped
         )
+
+    def _check_plan(self, clients: int) -> None:
+        """The noise was calibrated for a number of clients: with fewer, each would be asked more often."""
+        job = self._job
+        if job.plan is None or job.sampler is not None:
+            return
+        if participations(job.config.cohort, clients, job.config.rounds) > job.plan.participations:
+            raise RunError(
+                f"only {clients} clients are there, too few for the privacy plan",
+                hint="start it again with all clients",
+            )
 
     def _round(self, grid: Grid, roster: Mapping[str, int], server_round: int) -> None:
         job, config, clock = self._job, self._job.config, _Clock()
@@ -222,12 +256,7 @@ class Coordinator:
             replies.sort(key=lambda reply: names[reply.metadata.src_node_id])
             for reply in replies:
                 _make_writable(reply)
-            aggregate, metrics = self._strategy.aggregate_train(server_round, replies)
-            if aggregate is not None:
-                self._arrays = _own(cast_like(aggregate, start))
-                self._any_update = True
-            if metrics is not None and isinstance(value := metrics.get(TRAIN_LOSS), int | float):
-                train_loss = float(value)
+            train_loss = self._aggregate(server_round, replies, start)
         clock.lap("aggregate")
         evaluation = self._judge(server_round)
         clock.lap("evaluate")
@@ -248,12 +277,33 @@ class Coordinator:
         clock.lap("checkpoint")
         self._checkpoint_seconds = clock.laps["checkpoint"]
 
+    def _aggregate(self, server_round: int, replies: list[Message], start: ArrayRecord) -> float | None:
+        """Let the strategy step; the cohort's mean training loss, if it was told.
+
+        A step that does not end in finite numbers is undone: values that are finite one by one can still overflow, and
+        one client must not be able to end everybody's run.
+        """
+        before = strategy_state(self._strategy)
+        try:
+            with np.errstate(all="ignore"):
+                aggregate, metrics = self._strategy.aggregate_train(server_round, replies)
+                arrays = None if aggregate is None else _own(cast_like(aggregate, start))
+            if not all_finite(arrays or {}) or not all_finite(strategy_state(self._strategy)):
+                raise RunError("the aggregate is not finite")
+        except (RunError, ArithmeticError, ValueError) as e:
+            log.warning("aggregate_refused", server_round=server_round, error=type(e).__name__)
+            restore_strategy(self._strategy, before)
+            return None
+        if arrays is not None:
+            self._arrays, self._any_update = arrays, True
+        loss = None if metrics is None else metrics.get(TRAIN_LOSS)
+        return float(loss) if isinstance(loss, int | float) else None
+
     def _request(self) -> ConfigRecord:
         """The configuration that every client of a round gets; Flower adds the round's number to it."""
-        record = ConfigRecord({"run": self._job.config.canonical_json()})
+        record = ConfigRecord({RUN: self._job.config.canonical_json()})
         if self._job.plan is not None:
-            record["noise-multiplier"] = self._job.plan.noise_multiplier
-            record["participations"] = self._job.plan.participations
+            record[NOISE], record[PARTICIPATIONS] = self._job.plan.noise_multiplier, self._job.plan.participations
         return record
 
     def _judge(self, server_round: int) -> Evaluation | None:
@@ -327,6 +377,11 @@ def _make_writable(reply: Message) -> None:
         arrays = arrays_of(reply.content)
         if not all(values.flags.writeable for values in arrays.values()):
             reply.content[ARRAYS] = to_record({name: values.copy() for name, values in arrays.items()})
+
+
+def all_finite(arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether every value of every floating-point array is finite."""
+    return all(np.isfinite(values).all() for values in arrays.values() if values.dtype.kind == "f")
 
 
 class _Clock:

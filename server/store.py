@@ -98,7 +98,7 @@ class RunFolder:
             RunError: The folder is not a run.
         """
         if not (path / _CONFIG).is_file():
-            raise RunError(f"{path} is not a run: it has no {_CONFIG}", hint="`coterie runs list` shows what there is")
+            raise RunError(f"{path} is not a run: it has no {_CONFIG}", hint="`coterie runs` lists them")
         return cls(path)
 
     @classmethod

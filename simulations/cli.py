@@ -171,6 +171,8 @@ def _run(  # noqa: PLR0917
     except KeyboardInterrupt:
         words = ["--resume", str(folder.path), *(["--site", str(how.site_file)] if how.site_file else [])]
         typer.echo(f"interrupted; continue with: coterie simulate {shlex.join(words)}", err=True)
+        if config.private:
+            typer.echo("the round that was interrupted is paid for; doing it again costs each client a round", err=True)
         raise
     return result, folder.path
 
@@ -182,7 +184,11 @@ def _reopen(path: Path) -> tuple[RunConfig, RunConfig, RunFolder]:
     if folder.read_result() is not None:
         folder.close()
         raise RunError(f"{path} is complete", hint=f"see {path}/report.html, or start a new run")
-    return folder.config(), load_config(path / PLAIN).config, folder
+    config, plain = folder.config(), path / PLAIN
+    if config.comparison.enabled and not plain.is_file():
+        folder.close()
+        raise RunError(f"{plain} is missing, which the comparison needs", hint="start a new run")
+    return config, load_config(plain).config if plain.is_file() else config, folder
 
 
 def _log_to_stderr(*, quiet: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.models.weights import ModelWeights
+from common.privacy import RELATION
 from common.schema import Federation
 from server.coordinator import Outcome
 from server.evaluation import majority_accuracy, probabilities
@@ -60,8 +61,14 @@ def check_comparable(config: RunConfig) -> None:
     """Refuse a comparison that has no sites to compare, before the run starts.
 
     Raises:
-        ConfigError: The clients are not the data's own groups.
+        ConfigError: The clients are not the data's own groups, or a round is chosen by its accuracy: that would judge a
+            run on the examples that it was chosen on.
     """
+    if config.evaluation.select != "last" or config.evaluation.patience:
+        raise ConfigError(
+            "a comparison judges the last round of every run",
+            hint="set evaluation.select = 'last' and evaluation.patience = 0, or comparison.enabled = false",
+        )
     if config.data.partition != "natural" or config.data.pooled:
         raise ConfigError(
             "comparison.enabled compares sites, which only a natural partition has",
@@ -161,7 +168,7 @@ def summarise(results: Sequence[FoldResult], config: RunConfig) -> dict[str, Any
             "epsilon": epsilon,
             "delta": config.privacy.target_delta,
             "unit": config.privacy.unit,
-            "relation": "add/remove",
+            "relation": RELATION,
         }
     return document
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -98,6 +99,7 @@ def describe(prepared: Prepared, outcome: Outcome, rounds: list[dict[str, Any]],
         "loss": evaluation.loss if evaluation else None,
         "majority_accuracy": majority_accuracy(federation.test.targets),
         "evaluation": {"examples": len(federation.test), "released": not config.private},
+        "missing": dict(sorted(Counter(reason for r in rounds for reason in r["failures"].values()).items())),
         "clients": _clients(prepared, outcome),
         "privacy": None if plan is None else {**_privacy(plan), "epsilon": prepared.spent_by_client()},
         "model": {"name": config.model.name, "parameters": parameter_count(prepared.model)},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -53,8 +52,12 @@ class Prepared:
         return self.sites.federation
 
     def with_ledgers(self, folder: Path) -> Self:
-        """The same run with its simulated ledgers in `folder`."""
-        return replace(self, sites=replace(self.sites, ledgers=folder))
+        """The same run, its data loaded already, with its simulated ledgers in `folder`."""
+        sites = replace(self.sites, ledgers=folder)
+        sites.__dict__.update(
+            {k: v for k, v in self.sites.__dict__.items() if k not in {"config", "ledgers", "site_file"}}
+        )
+        return replace(self, sites=sites)
 
     def spent(self, client: str) -> float:
         """Epsilon that a client's ledger says was spent; 0 without privacy."""
@@ -143,11 +146,6 @@ def inline_grid(prepared: Prepared, factory: AppFactory, *, workers: int) -> Ite
         yield InlineGrid(engine, [client.name for client in prepared.federation.clients])
     finally:
         engine.close()
-
-
-def auto_workers(config: RunConfig, clients: int) -> int:
-    """One process a core, no more than a round has clients."""
-    return max(1, min(os.cpu_count() or 1, config.cohort.size or clients))
 
 
 def _check_names(federation: Federation) -> None:

@@ -21,7 +21,9 @@ _SHORT = (("federated", "federated"), ("federated_dp", "private"), ("pooled", "p
 def print_result(result: dict[str, Any], console: Console, *, folder: str) -> None:
     """Print a run's result; with a comparison, what each site gains and what privacy costs."""
     comparison = result.get("comparison")
-    parts = [_comparison(comparison)] if comparison else [Text(_title(result), "bold"), _single(result)]
+    parts: list[RenderableType] = (
+        [_comparison(comparison)] if comparison else [Text(_title(result), "bold"), _single(result)]
+    )
     console.print(Group(*parts, Text(f"\nrun folder: {folder}\nreport:     {folder}/report.html", style="dim")))
 
 
@@ -50,6 +52,9 @@ def _single(result: dict[str, Any]) -> RenderableType:
             f"unit: one {privacy['unit']}, neighbouring by {privacy['relation']}",
         )
         table.add_row("", "accuracy was computed inside the simulation and is not released")
+    if missing := result.get("missing"):
+        told = ", ".join(f"{count} {reason}" for reason, count in missing.items())
+        table.add_row("missing", f"replies that did not come: {told}")
     table.add_row("time", f"{result['seconds']['total']:.1f} s")
     return table
 
@@ -62,7 +67,7 @@ def _comparison(comparison: dict[str, Any]) -> RenderableType:
         _overall(comparison),
         Text("\nEach site's own held-out examples: accuracy and AUC", "bold"),
         _per_site(comparison),
-        Text("\nWhat taking part changes, against training alone (accuracy ± 2 standard errors)", "bold"),
+        Text("\nWhat taking part changes on a site's own examples and on everybody's (± 2 standard errors)", "bold"),
         _gains(comparison),
         Text(f"\nPooling the data instead would change accuracy by {comparison['pooled_minus_federated']:+.3f}."),
         *(_cost_of_privacy(comparison, private) if private else []),
@@ -97,16 +102,18 @@ def _per_site(comparison: dict[str, Any]) -> Table:
 
 def _gains(comparison: dict[str, Any]) -> Table:
     arms = comparison["arms"]
-    table = _table("site", "own examples", "everybody's")
+    shown = [(name, label) for name, label in _SHORT if name in arms and name != "pooled"]
+    table = _table("site", *(label for _, label in shown), "everybody's")
     table.add_column("on its own examples")
     for site, gain in comparison["gains"].items():
-        alone, federated = arms["alone"][site], gain["federated"]
-        everybody = arms["federated"]["accuracy_mean"] - alone["accuracy_mean"]
-        own = f"{federated['accuracy_gain']:+.3f} ± {2 * federated['standard_error']:.3f}"
-        words = federated["verdict"]
-        if arms["federated"]["sites"][site]["accuracy_mean"] <= alone["sites"][site]["majority"]:
-            words += "; its most common class does as well"
-        table.add_row(site, own, f"{everybody:+.3f}", words)
+        alone = arms["alone"][site]
+        own = [f"{gain[name]['accuracy_gain']:+.3f} ± {2 * gain[name]['standard_error']:.3f}" for name, _ in shown]
+        final = shown[-1][0]  # the run as it was asked for: with privacy, if it is on
+        words = gain[final]["verdict"]
+        if arms[final]["sites"][site]["accuracy_mean"] <= alone["sites"][site]["majority"]:
+            words += ", its majority does as well"
+        everybody = arms[final]["accuracy_mean"] - alone["accuracy_mean"]
+        table.add_row(site, *own, f"{everybody:+.3f}", words)
     return table
 
 

@@ -113,9 +113,14 @@ def _allowed(setting: Mapping[str, Any]) -> str:
     kind = next((part for part in setting.get("anyOf", []) if part["type"] != "null"), setting)
     if "enum" in kind:
         return ", ".join(f"`{choice}`" for choice in kind["enum"])
-    limits = [f"{sign} {kind[word]:.20g}" for word, sign in _LIMITS.items() if word in kind]
+    limits = [f"{sign} {_plain(kind[word])}" for word, sign in _LIMITS.items() if word in kind]
     words = f"{_KINDS[kind['type']]} {' and '.join(limits)}".strip()
     return f"{words}, in {setting['unit']}" if "unit" in setting else words
+
+
+def _plain(number: float) -> str:
+    """A number as a person writes it."""
+    return str(int(number)) if number == int(number) else str(number)
 
 
 def _below(values: Mapping[str, Any], key: str) -> dict[str, Any]:

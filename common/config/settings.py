@@ -16,7 +16,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 """A registered name: letters, digits, '-' and '_'. Cannot express a path or an import."""
 
 Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -176,11 +175,15 @@ class PrivacySettings(Settings):
     target_epsilon: PositiveFloat | None = Field(
         None, description="Epsilon that the whole run may cost a client, add/remove relation; calibrates the noise."
     )
-    target_delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="Delta of the whole run.")
+    target_delta: Annotated[float, Field(gt=0, le=0.01)] = Field(
+        1e-5, description="Delta of the whole run: at most 0.01, and better below one over the number of examples."
+    )
     noise_multiplier: PositiveFloat | None = Field(
         None, description="Noise standard deviation over the clipping norm, instead of target_epsilon."
     )
-    max_grad_norm: PositiveFloat = Field(1.0, description="L2 bound on one example's gradient.")
+    max_grad_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
+        1.0, description="L2 bound on one example's gradient."
+    )
     sampling_rate: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1, description="Probability with which each example enters a step (Poisson sampling); public."
     )

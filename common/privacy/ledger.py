@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -103,8 +102,3 @@ def _sync_folder(folder: Path) -> None:
 
 def _cannot(path: Path, error: OSError) -> LedgerError:
     return LedgerError(f"{path}: {error.strerror}", hint="nothing was trained; mend the file system and try again")
-
-
-def total_spent(ledgers: Sequence[Ledger], *, delta: float) -> list[float]:
-    """Epsilon spent by each ledger, in their order."""
-    return [spent_epsilon(ledger.events(), delta=delta) for ledger in ledgers]

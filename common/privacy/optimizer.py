@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor
 
+from common.errors import PrivacyError
 from common.privacy.noise import NoiseSource, normal_like
 from common.privacy.plan import PrivacyPlan
 
@@ -28,15 +31,32 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         )
         self._source = source
 
-    def accumulate(self) -> None:
-        """Clip the per-example gradients of the physical batch just run backward, and add them to the step's sum."""
+    def accumulate(self, examples: int) -> None:
+        """Clip the per-example gradients of the physical batch just run backward, and add them to the step's sum.
+
+        Args:
+            examples: Number of examples in that batch.
+
+        Raises:
+            PrivacyError: A layer saw more or fewer rows than there are examples. Each row would be clipped by itself,
+            and
+                one example could change the sum by many times the bound.
+        """
+        if any(len(gradient) != examples for gradient in self.grad_samples):
+            raise PrivacyError(
+                "a layer of the model saw other rows than there are examples",
+                hint="keep the batch as the first dimension of every layer's input",
+            )
         self.clip_and_accumulate()
         for parameter in self.params:
             parameter.grad_sample = None
             parameter.grad = None
 
-    def finish_step(self) -> None:
-        """Add noise to the step's sum, divide by the public constant, and let the wrapped optimizer step."""
+    def finish_step(self, *, start: Sequence[Tensor] = (), proximal_mu: float = 0.0) -> None:
+        """Add noise to the step's sum, divide by the public constant, and let the wrapped optimizer step.
+
+        With `proximal_mu` the step also pulls towards `start` (FedProx); that depends on what was noised only.
+        """
         for parameter in self.params:
             if parameter.summed_grad is None:
                 parameter.summed_grad = torch.zeros_like(parameter)
@@ -44,6 +64,8 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         for parameter in self.params:
             parameter.grad /= self.expected_batch_size
             parameter.summed_grad = None
+        for parameter, origin in zip(self.params, start, strict=False):
+            parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
         self.original_optimizer.step()
 
     def clip_and_accumulate(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -127,10 +127,3 @@ def _unpack(value: Any) -> Any:
     if isinstance(value, list):
         return [_unpack(item) for item in value]
     return value
-
-
-def iter_parts(parts: Sequence[Buffer], offset: int = 0) -> Iterator[tuple[int, Buffer]]:
-    """Each part with the place at which it starts, for writing into a mapped file."""
-    for part in parts:
-        yield offset, part
-        offset += len(part)

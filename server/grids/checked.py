@@ -70,11 +70,12 @@ class CheckedGrid(WrappingGrid):
             or not all(isinstance(value, int | float) for value in metrics.values())
         ):
             return FailureCode.INVALID_REPLY
-        weight, others = metrics[WEIGHT], (value for name, value in metrics.items() if name != WEIGHT)
+        weight, others = metrics[WEIGHT], [value for name, value in metrics.items() if name != WEIGHT]
         if not 0 < weight <= MOST_WEIGHT or (self._equal_weights and weight != 1):  # type: ignore[operator]
             return FailureCode.INVALID_REPLY
-        finite = all(map(_finite, others)) and all(np.isfinite(values).all() for values in arrays.values())
-        return None if finite else FailureCode.NON_FINITE_UPDATE
+        if not all(map(_finite, others)) or not all(np.isfinite(values).all() for values in arrays.values()):
+            return FailureCode.NON_FINITE_UPDATE
+        return FailureCode.INVALID_REPLY if any(value < 0 for value in others) else None  # type: ignore[operator]
 
 
 def _shapes(arrays: Mapping[str, NDArray[Any]]) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from client.trainer import example_losses, learning_rate_at, mean_loss, train_plain, train_private
 from common.config import TrainingSettings
+from common.errors import PrivacyError
 from common.privacy import PrivacyPlan, SecureNoise
 from common.privacy.per_sample import register_samplers
 from common.schema import Examples
@@ -273,3 +274,46 @@ class TestPrivate:
             train_private(model, few, TrainingSettings(), plan=plan(), learning_rate=0.1, source=SecureNoise())
             results.append(model.linear.weight.detach())
         assert not torch.isin(*results).any()
+
+
+class Patches(nn.Module):
+    """Sees every example as four rows of a batch: fine in plain training, no example to a layer's hooks."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.linear(x.reshape(-1, 16)).view(len(x), 4, 10).mean(1)
+
+
+class TestPrivateRules:
+    def test_a_model_that_folds_rows_into_the_batch_is_refused(self, few):
+        """Otherwise one example could move the sum by four times the bound, and nothing would say so."""
+        with pytest.raises(PrivacyError, match="other rows"):
+            train_private(
+                private(Patches()),
+                few,
+                TrainingSettings(),
+                plan=plan(sampling_rate=1.0),
+                learning_rate=0.1,
+                source=SecureNoise(),
+            )
+
+    def test_the_proximal_term_pulls_with_privacy_too(self, few):
+        """FedProx means what it says in a private run: with a strong pull the model stays where it started."""
+        moved = []
+        for mu in (0.0, 0.99):
+            model = private(nn.Linear(64, 10))
+            start = model.weight.detach().clone()
+            train_private(
+                model,
+                few,
+                TrainingSettings(),
+                plan=plan(local_steps=200, sampling_rate=0.5),
+                learning_rate=1.0,
+                source=SecureNoise(),
+                proximal_mu=mu,
+            )
+            moved.append((model.weight.detach() - start).norm().item())
+        assert moved[1] < moved[0] / 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import tracemalloc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +33,14 @@ from tests.helpers.runs import STRATEGIES, Log, as_bytes, configuration, prepare
 prepare_process()
 
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> Iterator[None]:
+    """QFedAvg and Bulyan collect garbage once a reply: keep what is imported out of it."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class StoppedError(Exception):

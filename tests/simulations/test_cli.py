@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from common.data.builtin import heart
 from server.coordinator import Coordinator
 from server.store import RunFolder
+from simulations.comparison import read_results
 from tests.helpers.processes import coterie, started
 from tests.helpers.runs import SITE, rows, tree
 
@@ -239,7 +240,7 @@ class TestResume:
         assert counted.calls == 8 - 4
         assert sorted(json.loads(capsys.readouterr().out)["alone"]) == ["client-00", "client-01"]
         assert results.read_text().startswith(kept)
-        assert results.read_text().count("\n") == 8
+        assert len(read_results(results)) == 8  # the cut-off line spoilt none after it
 
 
 class stop_after:  # noqa: N801 - used as a function

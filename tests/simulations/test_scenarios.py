@@ -64,16 +64,23 @@ FLOORS = {
         private=0.30,
         short_plain=0.30,
         short_private=0.20,
-        short=("rounds=4", "cohort.size=8", "data.clients=16", "evaluation.every=0"),
-        short_with_privacy=("rounds=16", "cohort.size=4", "strategy.server_momentum=0.8"),
+        short=("rounds=3", "cohort.size=8", "data.clients=16", "data.test_fraction=0.05", "evaluation.every=0"),
+        short_with_privacy=("rounds=12", "cohort.size=4", "strategy.server_momentum=0.8", "training.learning_rate=6"),
     ),
     "shakespeare-transformer": Floors(
         plain=0.40,
         private=0.26,
         short_plain=0.25,
         short_private=0.20,
-        short=("rounds=3", "cohort.size=8", "data.clients=16", "evaluation.every=0"),
-        short_with_privacy=("rounds=16", "cohort.size=4", "strategy.server_learning_rate=0.02"),
+        short=(
+            "rounds=3",
+            "cohort.size=8",
+            "data.clients=16",
+            "data.test_fraction=0.05",
+            "data.max_examples=200",
+            "evaluation.every=0",
+        ),
+        short_with_privacy=("rounds=12", "cohort.size=4", "data.max_examples=0", "strategy.server_learning_rate=0.03"),
     ),
     # Majority 0.58.
     "sentiment": Floors(

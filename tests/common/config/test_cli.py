@@ -101,19 +101,24 @@ class TestErrors:
 
     @pytest.mark.parametrize("words", [("config", "shwo"), ("nonsense",), ("config", "show", "--nonsense")])
     def test_a_mistake_on_the_command_line_exits_with_2(self, coterie, words):
-        """As every command does."""
-        code, out, _ = coterie(*words)
+        """As every command does; and reads like every error, for scripts too."""
+        code, out, err = coterie(*words)
         assert (code, out) == (2, "")
+        assert [line.split()[0] for line in err.splitlines()] == ["error:", "hint:"]
+        code, out, _ = coterie(*words, "--json")
+        assert (code, json.loads(out)["error"]["exit_code"]) == (2, 2)
 
     def test_an_interruption_exits_with_130(self, coterie, monkeypatch):
         """Without a traceback."""
 
-        def interrupted(*_):
+        def interrupted(*_, **__):
             raise KeyboardInterrupt
 
         monkeypatch.setattr("common.cli.app", interrupted)
         code, out, err = coterie("config", "show")
-        assert (code, out, err) == (130, "", "interrupted\n")
+        assert (code, out, err) == (130, "", "error: interrupted\n")
+        code, out, _ = coterie("config", "show", "--json")
+        assert (code, json.loads(out)["error"]["code"]) == (130, "interrupted")
 
     def test_help_lists_the_sub_commands(self, coterie):
         """Those of every installed package."""

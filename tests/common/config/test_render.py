@@ -24,7 +24,7 @@ def configurations(draw):
     if private:
         training["local_steps"] = draw(st.integers(1, 50))
         privacy = {"unit": "example", draw(st.sampled_from(["target_epsilon", "noise_multiplier"])): draw(AMOUNTS)}
-        privacy["target_delta"] = draw(st.floats(0, 1, exclude_min=True, exclude_max=True))
+        privacy["target_delta"] = draw(st.floats(0, 0.01, exclude_min=True))
     return RunConfig.model_validate(
         {
             "name": draw(NAMES),

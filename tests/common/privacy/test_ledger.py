@@ -11,7 +11,6 @@ import pytest
 from common.errors import BudgetExhaustedError, LedgerError
 from common.privacy import FileLedger, NonPrivate, PoissonGaussian, spent_epsilon
 from common.privacy.events import event_to_dict
-from common.privacy.ledger import total_spent
 
 DELTA = 1e-5
 ROOMY = (1e6, DELTA)
@@ -51,7 +50,7 @@ class TestWriteAhead:
         """The replay of the whole file."""
         ledger.reserve(event(1), budget=ROOMY)
         assert ledger.reserve(event(2), budget=ROOMY) == spent_epsilon([event(1), event(2)], delta=DELTA)
-        assert total_spent([ledger], delta=DELTA) == [spent_epsilon([event(1), event(2)], delta=DELTA)]
+        assert spent_epsilon(ledger.events(), delta=DELTA) == spent_epsilon([event(1), event(2)], delta=DELTA)
 
     def test_the_file_is_flushed_to_disk_with_the_event_in_it(self, ledger, path, monkeypatch):
         """Written first, flushed then; for a new file its folder too, or a power cut could take the name away."""

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 from torch import nn
 
+from common.errors import PrivacyError
 from common.privacy import PrivacyPlan, SecureNoise
 from common.privacy.optimizer import PrivateOptimizer
 
@@ -64,7 +65,7 @@ def feed(optimizer, parameters, rows):
         end = begin + parameter.numel()
         parameter.grad_sample = torch.from_numpy(np.array(rows[:, begin:end])).view(-1, *parameter.shape)
         begin = end
-    optimizer.accumulate()
+    optimizer.accumulate(len(rows))
 
 
 def step(batches, *, source=None, size=7, **fields):
@@ -116,6 +117,19 @@ class TestSensitivity:
         rows = np.random.default_rng(0).normal(size=(4, 7)).astype(np.float32)
         spoiled = np.insert(rows, 2, value, axis=0)
         np.testing.assert_allclose(step([spoiled]), step([rows]), rtol=1e-6)
+
+
+class TestRows:
+    """Clipping bounds an example only where a row is an example."""
+
+    @pytest.mark.parametrize("rows", [3, 5, 8])
+    def test_other_rows_than_examples_are_refused(self, rows):
+        """A layer that folds time or patches into the batch would have each row clipped by itself."""
+        optimizer, parameters = make(Silence())
+        for parameter in parameters:
+            parameter.grad_sample = torch.ones(rows, *parameter.shape)
+        with pytest.raises(PrivacyError, match="other rows"):
+            optimizer.accumulate(4)
 
 
 class TestBatches:

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from common.errors import RefusedError
 from common.flower import from_record, to_record
-from common.transport.records import MAX_HEADER_BYTES, decode_records, encode_records, iter_parts
+from common.transport.records import MAX_HEADER_BYTES, decode_records, encode_records
 
 DTYPES = ["float16", "float32", "float64", "int8", "int16", "int32", "int64"]
 DTYPES += ["uint8", "uint16", "uint32", "uint64", "bool"]
@@ -102,14 +102,6 @@ class TestRoundTrip:
         assert not values.flags.owndata
         with pytest.raises(ValueError, match="read-only"):
             values[0] = 1
-
-    def test_parts_know_where_they_start(self):
-        """For writing into a mapped file."""
-        parts = encode_records(sample())
-        data = bytearray(sum(len(part) for part in parts))
-        for offset, part in iter_parts(parts):
-            data[offset : offset + len(part)] = part
-        assert bytes(data) == joined(sample())
 
 
 class TestDamage:
