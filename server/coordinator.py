@@ -316,7 +316,8 @@ class Coordinator:
             return None
         self._since_best += 1
         if self._best is None or evaluation.accuracy > self._best[1].accuracy:
-            self._best, self._since_best = (server_round, evaluation, self._arrays), 0
+            kept = self._arrays if self._job.config.evaluation.select == "best" else {}
+            self._best, self._since_best = (server_round, evaluation, kept), 0
         return evaluation
 
     def _evaluate(self) -> Evaluation | None:
@@ -328,7 +329,6 @@ class Coordinator:
     def _save(self, server_round: int) -> None:
         if self._job.folder is None:
             return
-        keep_best = self._best is not None and self._job.config.evaluation.select == "best"
         save_checkpoint(
             self._job.folder.checkpoints,
             Checkpoint(
@@ -336,7 +336,7 @@ class Coordinator:
                 arrays=self._arrays,
                 strategy=strategy_state(self._strategy),
                 sampler=self._sampler.state(),
-                best_arrays=self._best[2] if self._best and keep_best else None,
+                best_arrays=(self._best[2] or None) if self._best else None,
                 progress={
                     "any_update": self._any_update,
                     "since_best": self._since_best,
@@ -366,7 +366,7 @@ class Coordinator:
         if progress["last"]:
             self._last = _from_progress(progress["last"])
         if progress["best"]:
-            best = dict(checkpoint.best_arrays) if checkpoint.best_arrays else self._arrays
+            best = dict(checkpoint.best_arrays or {})
             self._best = (progress["best"]["server_round"], _from_progress(progress["best"]), best)
         return checkpoint.server_round
 

@@ -8,13 +8,15 @@ import multiprocessing
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from common.config import RunConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, RunError
 from common.models.weights import ModelWeights
 from common.privacy import RELATION
 from common.schema import Federation
@@ -199,9 +201,21 @@ def _run_all(jobs: Sequence[Job], workers: int) -> Iterator[FoldResult]:
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["simulations.comparison", "common.privacy.optimizer"])
-    # Ctrl-C reaches every process of a terminal: only this one decides.
-    with context.Pool(min(workers, len(jobs)), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        yield from pool.imap_unordered(_run_one, jobs)
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)),
+        mp_context=context,
+        initializer=signal.signal,  # Ctrl-C reaches every process of a terminal: only this one decides
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        for future in as_completed([pool.submit(_run_one, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool as e:
+        raise RunError(
+            "a worker process of the comparison was ended", hint="free some memory, then continue with --resume"
+        ) from e
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _run_one(job: Job) -> FoldResult:

@@ -1,8 +1,8 @@
 """Differential privacy: small modules that each stand alone, joined by one plan.
 
 `plan` couples sampling, clipping, noise and accounting so that they cannot disagree; `ledger` records privacy events
-before anything is released; `accountant` interprets events and nothing else; `noise` draws noise and
-samples from a cryptographically secure generator; `optimizer` and `per_sample` extend Opacus where version 1.6.0 is wrong or missing.
+before anything is released; `accountant` interprets events and nothing else; `noise` draws noise and samples from a
+cryptographically secure generator; `optimizer` and `per_sample` extend Opacus where version 1.6.0 is wrong or missing.
 """
 
 from common.privacy.accountant import spent_epsilon

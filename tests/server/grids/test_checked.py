@@ -207,6 +207,11 @@ class TestRecords:
         """Metrics are averaged, too."""
         assert fate_of(update(fitting(), 1.0, train_loss=loss)) is FailureCode.NON_FINITE_UPDATE
 
+    def test_negative_loss_is_refused(self) -> None:
+        """A loss lies at or above 0; below it, a client could steer strategies that weigh by losses."""
+        assert fate_of(update(fitting(), 1.0, train_loss=-0.5)) is FailureCode.INVALID_REPLY
+        assert fate_of(update(fitting(), 1.0, train_loss=0.0)) is None
+
 
 class TestAnswers:
     @pytest.mark.parametrize("failure", FailureCode)
