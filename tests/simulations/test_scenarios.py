@@ -101,12 +101,19 @@ DIGITS = (
 FAMILIES: dict[str, tuple[str, ...]] = {
     "mlp": (*DIGITS, "rounds=10", "training.batch_size=16"),
     "resnet": (*DIGITS, "rounds=3", "training.batch_size=16", "model.options.width=8", "model.options.blocks=1"),
-    "inception": (*DIGITS, "rounds=4", "training.batch_size=16", "model.options.width=4"),
+    "inception": (
+        *DIGITS,
+        "rounds=3",
+        "training.batch_size=16",
+        "model.options.width=4",
+        "training.optimizer=adamw",
+        "training.learning_rate=0.01",
+    ),
 }
 
 FAMILY_PRIVACY = (
     "privacy.unit=example", "privacy.target_epsilon=8", "privacy.sampling_rate=0.5", "privacy.expected_batch_size=180",
-    "training.local_steps=1", "training.learning_rate=2", "rounds=12",
+    "training.local_steps=1", "training.optimizer=sgd", "training.learning_rate=2", "rounds=12",
 )  # fmt: skip
 
 
