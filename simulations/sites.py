@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +32,10 @@ class SimulatedSites:
     config: RunConfig
     ledgers: Path
     site_file: Path | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Settings only, for worker processes: each tensor sent along would be an open file, of which 256 can go."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def site(self) -> Site:
