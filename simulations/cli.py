@@ -194,5 +194,5 @@ def _reopen(path: Path) -> tuple[RunConfig, RunConfig, RunFolder]:
 def _log_to_stderr(*, quiet: bool) -> None:
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR if quiet else logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # the stderr of the moment, not of this one
     )

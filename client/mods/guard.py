@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import structlog
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
@@ -27,5 +29,6 @@ def guard_mod(message: Message, context: Context, call_next: ClientAppCallable) 
         while place and place.tb_next:
             place = place.tb_next
         where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}" if place else ""
-        log.error("client_failed", error=type(e).__name__, where=where)  # noqa: TRY400 - a trace can quote data
+        with suppress(OSError, ValueError):  # a log that is full or closed must not cost the reply
+            log.error("client_failed", error=type(e).__name__, where=where)  # noqa: TRY400 - a trace can quote data
         return failure_reply(message, FailureCode.CLIENT_FAILED)

@@ -1,6 +1,7 @@
 """The client as its coordinator sees it: what it answers, and what never leaves it."""
 
 import json
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -307,6 +308,17 @@ class TestRefusals:
         captured = capfd.readouterr()
         for text in (str(vars(reply.metadata)), str(reply.error), str(logs), captured.out, captured.err):
             assert QUOTED not in text
+
+    def test_a_log_that_cannot_be_written_does_not_cost_the_reply(self, client):
+        """A service whose stderr was closed still answers with the code."""
+        closed = StringIO()
+        closed.close()
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(closed))
+        weights = {"weight": np.zeros((10, 64), np.float32), "bias": np.zeros(10, np.float32)}
+        reply = client(module=FAULTY.format(kind="ValueError")).answer(
+            train_message(run("model.name=own"), arrays=weights)
+        )
+        assert failure_of(reply) is FailureCode.CLIENT_FAILED
 
     def test_an_unknown_model_is_a_typed_failure(self, client):
         """A name that this site has not registered."""

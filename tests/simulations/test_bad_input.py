@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 import tomli_w
 
 from common.data.builtin import heart
@@ -29,13 +27,11 @@ TABLE = "age,pulse,outcome\n" + "".join(f"{40 + i},{60 + i},{'well' if i % 2 els
 
 
 @pytest.fixture(autouse=True)
-def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("tiny.toml").write_text(tomli_w.dumps(tree()))
     Path("icu.csv").write_text(TABLE)
     Path("site.toml").write_text(OWN_SITE)
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture

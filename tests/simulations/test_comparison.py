@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 import tomli_w
 
 from common.config import RunConfig
@@ -27,12 +25,6 @@ from tests.helpers.processes import children, coterie
 from tests.helpers.runs import SITE, configuration, prepared, private, tree
 
 FOLDS: dict[str, Any] = {"data": {"folds": 2, "clients": 2}, "comparison": {"enabled": True}}
-
-
-@pytest.fixture(autouse=True)
-def _plain_log() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
 
 
 def result(arm: str, fold: int, correct: dict[str, list[bool]], **changes: Any) -> FoldResult:

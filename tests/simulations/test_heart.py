@@ -8,22 +8,14 @@ floor of 0.785 about once in a thousand.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from tests.helpers.processes import coterie
 
 SITES = ["cleveland", "hungary", "switzerland", "va-long-beach"]
-
-
-@pytest.fixture(autouse=True)
-def _plain_log() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
 
 
 def simulate(capsys: pytest.CaptureFixture[str], folder: Path, *words: str) -> dict[str, Any]:

@@ -6,10 +6,8 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-import structlog
 import tomli_w
 
 from server.checkpoint import checkpoint_files
@@ -21,13 +19,6 @@ ROUNDS = 6
 STEPS_A_ROUND = 10
 """Of the four clients together, which have 12, 15, 18 and 21 examples, in batches of 8."""
 BLOCK = "COTERIE_TEST_BLOCK_AT"
-
-
-@pytest.fixture(autouse=True)
-def _plain_log() -> Any:
-    """The command line directs its log to the stderr of its moment."""
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture
