@@ -13,28 +13,20 @@ from typing import Any
 
 import numpy as np
 import structlog
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from torch import nn
 
 from common.config import RunConfig
-from common.config.settings import Name
 from common.errors import FailureCode, RunError
 from common.flower import (
     ARRAYS,
-    CLIENT,
-    CONFIG,
     NOISE,
     PARTICIPATIONS,
-    ROUND,
     RUN,
     TRAIN_LOSS,
     arrays_of,
-    config_of,
-    failure_of,
     from_record,
     to_record,
 )
@@ -44,7 +36,8 @@ from common.schema import Examples
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.cohort import CohortSampler, Sampler, participations
 from server.evaluation import Evaluation, evaluate
-from server.grids import CheckedGrid, FoldingGrid, WrappingGrid
+from server.grids import CheckedGrid, FoldingGrid
+from server.roster import CohortView, discover
 from server.store import RunFolder
 from server.strategies import (
     cast_like,
@@ -56,7 +49,6 @@ from server.strategies import (
 )
 
 log = structlog.get_logger()
-_NAME = TypeAdapter(Name)
 
 Arrays = dict[str, "NDArray[Any]"]
 
@@ -121,50 +113,6 @@ class Outcome:
     selected_round: int
     evaluation: Evaluation | None
     stopped_early: bool
-
-
-class CohortView(WrappingGrid):
-    """What a strategy sees of the grid: only the cohort."""
-
-    def __init__(self, inner: Grid, node_ids: list[int]) -> None:
-        super().__init__(inner)
-        self._node_ids = node_ids
-
-    def get_node_ids(self) -> list[int]:
-        """The cohort's node ids, in the cohort's order."""
-        return self._node_ids
-
-    def get_nodes(self) -> list[NodeInfo]:
-        """The cohort's nodes."""
-        return [node for node in self._inner.get_nodes() if node.node_id in self._node_ids]
-
-
-def discover(grid: Grid, config: RunConfig) -> dict[str, int]:
-    """Every client's name and node id, sorted by name: node ids are random and decide nothing.
-
-    Raises:
-        RunError: No client is there, or two have the same name.
-    """
-    nodes = [(node.name, node.node_id) for node in grid.get_nodes()]
-    if not all(name for name, _ in nodes):
-        content = RecordDict({CONFIG: ConfigRecord({RUN: config.canonical_json(), ROUND: 1})})
-        asked = [Message(content, node_id, MessageType.QUERY) for _, node_id in nodes]
-        replies = grid.send_and_receive(asked)
-        nodes = [(name, reply.metadata.src_node_id) for reply in replies if (name := _told_name(reply)) is not None]
-    roster = dict(sorted(nodes))
-    if not roster or len(roster) != len(nodes):
-        problem = "two clients have the same name" if roster else "no client is there"
-        raise RunError(f"the run cannot start: {problem}", hint="check the clients' names and logs")
-    return roster
-
-
-def _told_name(reply: Message) -> str | None:
-    """The name that a client tells, if it is one."""
-    try:
-        return _NAME.validate_python(config_of(reply.content)[CLIENT])
-    except (KeyError, ValueError):  # an error reply has no content
-        log.warning("client_without_name", failure=failure.slug if (failure := failure_of(reply)) else "invalid-reply")
-        return None
 
 
 class Coordinator:

@@ -69,6 +69,9 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
         config, plain, folder = loaded.config, loaded.plain, None
     how = _Options(site_file=site, workers=workers, engine=engine, quiet=quiet or as_json)
     how.processes(most=1)
+    from client.memory import keep_freed_memory
+
+    keep_freed_memory()
     with _progress_display(quiet=how.quiet) as progress:
         from server.store import RunFolder
 

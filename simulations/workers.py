@@ -27,6 +27,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 
+from client.memory import keep_freed_memory
 from client.mods import guard_mod
 from common.errors import FailureCode, RunError
 from common.flower import ARRAYS, client_context, failure_reply, prepare_process, stamp
@@ -199,6 +200,7 @@ def _work(connection: Connection, factory: AppFactory, folder: Path) -> None:
     watch = threading.Thread(target=_end_with_parent, args=(folder,), daemon=True)
     watch.start()
     torch.set_num_threads(1)
+    keep_freed_memory()
     prepare_process()
     app = factory()
     connection.send_bytes(b"ready")

@@ -22,7 +22,8 @@ from common.flower import ARRAYS, CONFIG, arrays_of, client_context, failure_rep
 from server import coordinator as module
 from server.app import make_server_app
 from server.checkpoint import checkpoint_files
-from server.coordinator import Coordinator, Job, Observer, Outcome, RoundRecord, discover
+from server.coordinator import Coordinator, Job, Observer, Outcome, RoundRecord
+from server.roster import discover
 from server.store import RunFolder
 from simulations.inline import InlineGrid, InProcess, app_factory
 from simulations.run import Prepared

@@ -12,7 +12,8 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from common.errors import RunError
 from common.flower import CONFIG, TRAIN_LOSS, arrays_of
-from server.coordinator import Coordinator, Job, discover
+from server.coordinator import Coordinator, Job
+from server.roster import discover
 from tests.helpers.grids import ScriptedGrid, update
 from tests.helpers.runs import STRATEGIES, configuration, prepared, private
 

@@ -16,8 +16,8 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from common.errors import FailureCode
 from common.flower import ARRAYS, CONFIG, WEIGHT, arrays_of, failure_of, metrics_of, to_record
 from common.models.weights import ModelWeights
-from server.coordinator import CohortView
 from server.grids import CheckedGrid, FoldingGrid
+from server.roster import CohortView
 from simulations.inline import app_factory
 from simulations.run import Prepared, inline_grid
 from tests.helpers.runs import as_bytes, configuration, prepared
