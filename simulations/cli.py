@@ -42,7 +42,9 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
         Path | None, typer.Option("--out", help="Run folder to write; default: a new one in --root.")
     ] = None,
     root: Annotated[Path, typer.Option("--root", help="Folder that holds run folders.")] = Path("runs"),
-    resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Continue an interrupted run.")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or latest.")
+    ] = None,
     workers: Annotated[
         str, typer.Option("--workers", help="Processes that train clients: a number, or auto.")
     ] = "auto",
@@ -61,7 +63,7 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
             raise ConfigError(
                 "--resume continues a run as it was", hint="leave out the scenario, --set, --dp and --out"
             )
-        config, plain, folder = _reopen(resume)
+        config, plain, folder = _reopen(resume, root)
     else:
         if source is None:
             raise ConfigError("nothing to simulate", hint=f"name a file or a scenario: {', '.join(scenario_names())}")
@@ -180,9 +182,11 @@ def _run(  # noqa: PLR0917
     return result, folder.path
 
 
-def _reopen(path: Path) -> tuple[RunConfig, RunConfig, RunFolder]:
+def _reopen(run: str, root: Path) -> tuple[RunConfig, RunConfig, RunFolder]:
+    from server.cli import find_run
     from server.store import RunFolder
 
+    path = find_run(run, root).path
     folder = RunFolder.resume(path)
     if folder.read_result() is not None:
         folder.close()

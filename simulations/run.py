@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,7 +118,7 @@ def execute(
     gc.freeze()  # some of Flower's strategies collect garbage at every reply; what is imported is none
     job = Job(
         config=config,
-        model=prepared.model,
+        model=copy.deepcopy(prepared.model),  # evaluation loads weights into it: a prepared run stays as it was
         held_out=prepared.federation.test if len(prepared.federation.test) else None,
         plan=prepared.plan,
         folder=folder,

@@ -61,6 +61,10 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Loa
     origins: dict[str, str] = {}
     merged: Tree = {}
     _merge(merged, tree, label, origins)
+    if _dig(set_tree, "model", "name") not in {None, _dig(merged, "model", "name")}:
+        for part in (merged, private_tree):  # options of the file's model, which another one was chosen for
+            if isinstance(model := part.get("model"), dict):
+                model.pop("options", None)
     plain_tree = copy.deepcopy(merged)
     unit = _dig(set_tree, "privacy", "unit") or _dig(merged, "privacy", "unit") or "none"
     _validate(private_tree, f"{label} [{DP_TABLE}]", partial=True)

@@ -201,6 +201,18 @@ class TestResume:
         assert Path("here/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
         assert rows(Path("here")) == [1, 2, 3]
 
+    def test_finds_the_run_by_its_name_or_as_the_latest(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A run below --root needs no path."""
+        for name in ("one", "two"):
+            self.stop(monkeypatch, 1, KeyboardInterrupt())
+            assert simulate(write(), "--out", f"all/{name}") == 130
+        for run, folder in (("one", "all/one"), ("latest", "all/two")):
+            capsys.readouterr()
+            assert coterie("simulate", "--resume", run, "--root", "all", "--site", SITE, "--json") == 0
+            assert json.loads(capsys.readouterr().out)["folder"] == folder
+
     def test_complete_run_is_not_continued(self, capsys: pytest.CaptureFixture[str]) -> None:
         """A finished run is left as it is, to the byte."""
         simulate(write(), "--out", "here")

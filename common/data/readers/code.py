@@ -5,12 +5,8 @@ This runs code. The file is named by the site's own `site.toml` or command line,
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import cast
 
 import torch
@@ -18,6 +14,7 @@ import torch
 from common.config.settings import DataSettings
 from common.errors import CoterieError, DataError
 from common.schema import ClientData, DataSchema, Examples, Federation
+from common.user_code import load_file
 
 
 def call_function(target: str, *, folder: Path, settings: DataSettings, seed: int) -> Federation:
@@ -36,10 +33,12 @@ def call_function(target: str, *, folder: Path, settings: DataSettings, seed: in
     if not colon or not name.isidentifier():
         raise DataError(f"python:{target} names no function", hint="write python:file.py:function")
     path = (folder / file).resolve()
+    if path.suffix != ".py":
+        raise DataError(f"{path.name} is not a Python file", hint="name a file that ends in .py")
     if not path.is_file():
         raise DataError(f"{path} does not exist", hint="the path starts from the folder of site.toml")
     try:
-        function = getattr(_load(path), name, None)
+        function = getattr(load_file(path), name, None)
         if not callable(function):
             raise DataError(f"{path.name} has no function `{name}`", hint="check the name after the colon")
         federation = cast("Callable[[DataSettings, int], object]", function)(settings, seed)
@@ -54,22 +53,6 @@ def call_function(target: str, *, folder: Path, settings: DataSettings, seed: in
         raise DataError(f"{target} returned a {type(federation).__name__}", hint="return a common.schema.Federation")
     _check(federation, where=target)
     return federation
-
-
-def _load(path: Path) -> ModuleType:
-    """The file as a module under a name of its own, so that it shadows no installed one."""
-    name = f"coterie_site_data_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise DataError(f"{path.name} is not a Python file", hint="name a file that ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _check(federation: Federation, *, where: str) -> None:

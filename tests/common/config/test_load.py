@@ -96,6 +96,16 @@ class TestPrecedence:
         assert (loaded.config.training.learning_rate, loaded.config.rounds) == (0.5, 2)
         assert loaded.plain.training.learning_rate == 0.5
 
+    def test_another_model_by_set_leaves_the_options_of_the_files_model(self, write):
+        """They belong to the model that the file names, with and without privacy; those set beside it count."""
+        path = write(TWO_FACED + '[model]\nname = "mlp"\noptions.hidden = 8\n[dp.model.options]\nhidden = 4')
+        for unit, hidden in (("none", 8), ("example", 4)):
+            other = load_config(path, ["model.name=linear", f"privacy.unit={unit}"])
+            assert (other.config.model.options, other.plain.model.options) == ({}, {})
+            same = load_config(path, ["model.name=mlp", f"privacy.unit={unit}"])
+            assert (same.config.model.options, same.plain.model.options) == ({"hidden": hidden}, {"hidden": 8})
+        assert load_config(path, ["model.name=cnn", "model.options.hidden=2"]).config.model.options == {"hidden": 2}
+
     def test_every_value_knows_where_it_came_from(self, write):
         """Default, file, its `[dp]` table, or `--set`."""
         path = write(TWO_FACED)
