@@ -201,8 +201,8 @@ class TestFolders:
     def test_that_are_no_runs(self, refused: Any) -> None:
         """Only a run can be resumed."""
         Path("mine").mkdir()
-        assert "not a run" in refused(9, "--resume", "mine")
-        assert "not a run" in refused(9, "--resume", "nowhere")
+        assert "there is no run `mine`" in refused(9, "--resume", "mine")
+        assert "there is no run `nowhere`" in refused(9, "--resume", "nowhere")
 
     def test_checkpoint_of_another_configuration(self, refused: Any) -> None:
         """A run whose configuration was changed under its checkpoints is not continued."""
