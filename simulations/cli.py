@@ -72,9 +72,10 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
     how = _Options(site_file=site, workers=workers, engine=engine, quiet=quiet or as_json)
     how.processes(most=1)
     from client.memory import keep_freed_memory
+    from simulations.interrupt import interruptible
 
     keep_freed_memory()
-    with _progress_display(quiet=how.quiet) as progress:
+    with interruptible(), _progress_display(quiet=how.quiet) as progress:
         from server.store import RunFolder
 
         result, path = _run(config, plain, folder, lambda: RunFolder.create(config, out, root=root), how, progress)

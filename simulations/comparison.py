@@ -22,6 +22,7 @@ from common.privacy import RELATION
 from common.schema import Federation
 from server.coordinator import Outcome
 from server.evaluation import majority_accuracy, probabilities
+from simulations.interrupt import check_interrupt
 from simulations.run import Prepared, execute, prepare
 
 FEDERATED, PRIVATE, POOLED = "federated", "federated_dp", "pooled"
@@ -121,6 +122,7 @@ def compare(
     # A run with a deadline starts processes of its own, which a pool's process may not.
     for result in _run_all(jobs, 1 if config.cohort.deadline_seconds else workers):
         keep(result)
+        check_interrupt()
         on_result(len(results), len(arms) * config.data.folds, result.arm)
     order = list(arms)
     return summarise(sorted(results, key=lambda result: (order.index(result.arm), result.fold)), config)

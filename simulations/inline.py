@@ -17,6 +17,7 @@ from client.app import make_client_app
 from client.mods import guard_mod
 from common.flower import client_context, prepare_process, stamp
 from simulations.byzantine import byzantine_mod
+from simulations.interrupt import check_interrupt
 from simulations.sites import SimulatedSites
 
 FIRST_NODE = 2
@@ -57,6 +58,7 @@ class InProcess:
     def answer(self, messages: Sequence[Message], *, timeout: float | None) -> Iterator[Message]:  # noqa: ARG002
         """Replies in the order of the messages."""
         for message in messages:
+            check_interrupt()
             node = message.metadata.dst_node_id
             context = client_context(node_id=node, partition=node - FIRST_NODE, state=self._states.get(node))
             yield guard_mod(message, context, self._app)

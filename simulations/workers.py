@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 
@@ -33,6 +33,10 @@ from common.errors import FailureCode, RunError
 from common.flower import ARRAYS, client_context, failure_reply, prepare_process, stamp
 from common.transport.records import decode_records, encode_records
 from simulations.inline import FIRST_NODE, AppFactory
+from simulations.interrupt import check_interrupt
+
+_LOOK_UP_SECONDS: Final = 1.0
+"""How long to wait for replies before looking whether the user wants to stop."""
 
 
 @dataclass(kw_only=True)
@@ -63,7 +67,10 @@ class WorkerPool:
         for worker in self._workers:
             self._give(worker, queue)
         while busy := [worker for worker in self._workers if worker.message is not None]:
-            left = None if timeout is None else max(0.0, min(w.since for w in busy) + timeout - monotonic())
+            check_interrupt()
+            left = _LOOK_UP_SECONDS
+            if timeout is not None:
+                left = min(left, max(0.0, min(w.since for w in busy) + timeout - monotonic()))
             ready = set(wait([w.connection for w in busy], left))
             for worker in busy:
                 reply = None

@@ -12,8 +12,14 @@ import tomli_w
 
 from server.checkpoint import checkpoint_files
 from server.store import RunFolder
+from simulations import workers
+from simulations.inline import InlineGrid
+from simulations.interrupt import interruptible
+from simulations.workers import WorkerPool
+from tests.helpers.pools import NAMES, counting_app, queries
 from tests.helpers.processes import coterie, members, started, wait_until
 from tests.helpers.runs import SITE, rows, tree
+from tests.simulations.site_fixtures.parts import lose_an_interrupt
 
 ROUNDS = 6
 STEPS_A_ROUND = 10
@@ -87,3 +93,22 @@ class TestControlC:
         assert err == f"interrupted; continue with: coterie simulate --resume {run} --site {SITE}\n"
         assert not (run / "result.json").exists()
         resume_and_compare(run, whole)
+
+    def test_stops_also_where_python_drops_the_interrupt(
+        self, tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """An exception in a destructor is ignored: without being remembered, this Ctrl-C would not stop the run."""
+        words = ["--site", str(SITE), "--workers", "1", "--set", "data.name=one-in-trouble"]
+        words += ["--set", "model.options.trouble=interrupt", "--out", str(tmp_path / "run")]
+        assert coterie("simulate", str(config), *words) == 130
+        assert "interrupted; continue with:" in capsys.readouterr().err
+        assert rows(tmp_path / "run") == []
+
+    def test_ends_the_wait_for_a_client_that_never_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An interrupt that was dropped after the pool had begun to wait is noticed by the next look."""
+        pool = WorkerPool(counting_app, 1)
+        grid = InlineGrid(pool, NAMES)
+        monkeypatch.setattr(workers, "wait", lambda *_: lose_an_interrupt() or [])
+        with interruptible(), pytest.raises(KeyboardInterrupt):
+            list(grid.stream(queries(grid, {0: "hang"})))
+        pool.close()

@@ -30,11 +30,22 @@ def fail() -> None:
     raise RuntimeError("secret: 17")
 
 
+def lose_an_interrupt() -> None:
+    """What Ctrl-C does in the moment of a destructor."""
+
+    class Gone:
+        def __del__(self) -> None:
+            raise KeyboardInterrupt
+
+    Gone()
+
+
 TROUBLES: dict[str, Callable[[], object]] = {
     "none": lambda: None,
     "raise": fail,
     "hang": wait_for_ever,
     "exit": lambda: os._exit(3),
+    "interrupt": lose_an_interrupt,
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
 }
 
