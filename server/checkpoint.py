@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from common.disk import atomic_file, disk_errors
 from common.errors import RunError
-from server.disk import atomic_file, disk_errors
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -39,7 +39,7 @@ class Checkpoint:
         server_round: The last completed round; 0 is the starting model.
         config_digest: `RunConfig.digest()` of the run.
         arrays: The model, in the model's key order.
-        strategy: What `strategies.strategy_state` returned.
+        strategy: What `strategy_state.strategy_state` returned.
         sampler: What `CohortSampler.state` returned.
         progress: Small and JSON-able: the best round so far, what patience has counted, spent budget.
         best_arrays: The best model so far, where the run selects it.

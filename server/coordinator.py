@@ -39,14 +39,8 @@ from server.evaluation import Evaluation, evaluate
 from server.grids import CheckedGrid, FoldingGrid
 from server.roster import CohortView, discover
 from server.store import RunFolder
-from server.strategies import (
-    cast_like,
-    make_strategy,
-    minimum_replies,
-    replies_needed,
-    restore_strategy,
-    strategy_state,
-)
+from server.strategies import cast_like, make_strategy, minimum_replies, replies_needed
+from server.strategy_state import restore_strategy, strategy_state
 
 log = structlog.get_logger()
 

@@ -29,9 +29,9 @@ import numpy as np
 import tomli_w
 
 from common.config import RunConfig, load_config
+from common.disk import acquire_lock, atomic_file, disk_errors, is_locked
 from common.errors import ConfigError, RunError
 from server.checkpoint import checkpoint_files
-from server.disk import acquire_lock, atomic_file, disk_errors, is_locked
 
 Status = Literal["running", "interrupted", "completed", "failed"]
 

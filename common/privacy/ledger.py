@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from common.disk import sync
 from common.errors import BudgetExhaustedError, LedgerError
 from common.privacy.accountant import spent_epsilon
 from common.privacy.events import PoissonGaussian, PrivacyEvent, check_event, event_from_dict, event_to_dict
@@ -74,7 +75,7 @@ class FileLedger:
                     raise LedgerError(f"{self._path}: the disk is full", hint="free space; nothing was trained")
                 os.fsync(file.fileno())
                 if not written:
-                    _sync_folder(self._path.parent)
+                    sync(self._path.parent)
         except OSError as e:
             raise _cannot(self._path, e) from e
         return spent
@@ -89,15 +90,6 @@ def _parse(data: bytes, path: Path) -> list[PrivacyEvent]:
         return [event_from_dict(json.loads(line)) for line in data.splitlines()]
     except (ValueError, AttributeError, TypeError, RecursionError) as e:
         raise LedgerError(f"{path} is damaged", hint="restore the file; a damaged ledger cannot be counted") from e
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name durable: flushing the file alone leaves its entry in the folder to chance."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _cannot(path: Path, error: OSError) -> LedgerError:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from common.config import RunConfig
 from common.config.load import setting_fields
-from server.disk import atomic_file
+from common.disk import atomic_file
 from server.report import words
 from server.report.clients import MAX_ROWS, accuracy_by_client_figure, partition_figures
 from server.report.comparison import LABELS, gain_text, study

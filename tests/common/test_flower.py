@@ -64,7 +64,7 @@ from flwr.app import Message, RecordDict
 from common.flower import prepare_process
 try:
     Message(RecordDict(), 7, "train")
-except Exception:
+except RuntimeError:  # not set
     prepare_process()
     print(Message(RecordDict(), 7, "train").metadata.dst_node_id)
 """

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
 from common.flower import ARRAYS, METRICS, WEIGHT, prepare_process, stamp, to_record
+from simulations.inline import InlineGrid
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -33,34 +30,20 @@ def train_messages(arrays: Arrays, nodes: Sequence[int]) -> list[Message]:
     ]
 
 
-class ScriptedGrid(Grid):
+class ScriptedGrid(InlineGrid):
     """Passes messages to `answer`, which yields what comes back, in any order."""
 
     def __init__(self, answer: Callable[[list[Message]], Iterable[Message]], nodes: Sequence[int] = ()) -> None:
-        prepare_process()
-        self._answer = answer
+        super().__init__(_Script(answer), [])
         self.nodes = list(nodes)
         self.timeouts: list[float | None] = []
         self.sent: list[Message] = []
-        self._counter = itertools.count(1)
-        self._pushed: dict[str, Message] = {}
-        self._run = Run.create_empty(run_id=1)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        return list(self.stream(messages, timeout=timeout))
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        sent = [stamp(message, message_id=f"s{next(self._counter)}") for message in messages]
+        messages = list(messages)
         self.timeouts.append(timeout)
-        self.sent += sent
-        yield from self._answer(sent)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        self._pushed |= {reply.metadata.reply_to_message_id: reply for reply in self.stream(messages)}
-        return list(self._pushed)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._pushed.pop(i) for i in list(message_ids)]
+        self.sent += messages
+        yield from super().stream(messages, timeout=timeout)
 
     def get_node_ids(self) -> Iterable[int]:
         return self.nodes
@@ -68,20 +51,15 @@ class ScriptedGrid(Grid):
     def get_nodes(self) -> Iterable[NodeInfo]:
         return [NodeInfo(node_id=node, name=f"node-{node}") for node in self.nodes]
 
-    def set_run(self, run: Run) -> None:
-        self._run = run
 
-    @property
-    def run(self) -> Run:
-        return self._run
+class _Script:
+    """An engine that a test writes itself."""
 
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+    def __init__(self, answer: Callable[[list[Message]], Iterable[Message]]) -> None:
+        self._answer = answer
 
+    def answer(self, messages: Sequence[Message], *, timeout: float | None) -> Iterator[Message]:
+        yield from self._answer(list(messages))
 
-def echo_plus_one(message: Message, weight: float = 1.0) -> Message:
-    """A sound reply: all arrays one higher, with the node's id as loss."""
-    arrays = {name: array.numpy() + np.float32(1) for name, array in message.content.array_records[ARRAYS].items()}
-    return Message(update(arrays, weight, train_loss=float(message.metadata.dst_node_id)), reply_to=message)
+    def close(self) -> None:
+        """Nothing to let go of."""

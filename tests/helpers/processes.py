@@ -52,31 +52,26 @@ def started(arguments: Sequence[str], *, folder: Path, **environment: str) -> It
         process.communicate()
 
 
-def members(process_group: int) -> set[int]:
-    """Living processes of a group; a process that is only waiting to be reaped is not living."""
-    found = set()
+def _living() -> Iterator[tuple[int, int, int]]:
+    """Process, parent and group of all that lives; a process that is only waiting to be reaped does not."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                state, parent, group, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if int(fields[2]) == process_group and fields[0] not in {"Z", "X"}:
-                found.add(int(entry.name))
-    return found
+            if state not in {"Z", "X"}:
+                yield int(entry.name), int(parent), int(group)
+
+
+def members(process_group: int) -> set[int]:
+    """Living processes of a group."""
+    return {process for process, _, group in _living() if group == process_group}
 
 
 def children(process: int | None = None) -> set[int]:
     """Living descendants of a process, by default of this one."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if fields[0] not in {"Z", "X"}:
-                parents[int(entry.name)] = int(fields[1])
+    parents = {child: parent for child, parent, _ in _living()}
     found: set[int] = set()
     wanted = {process or os.getpid()}
     while wanted:

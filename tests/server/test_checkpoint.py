@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from common.disk import atomic_file, disk_errors
 from common.errors import RunError
 from server import checkpoint as module
 from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, save_checkpoint
-from server.disk import atomic_file, disk_errors
 
 DIGEST = "0" * 64
 

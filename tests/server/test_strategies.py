@@ -1,143 +1,33 @@
-"""Flower's strategies behave as the coordinator assumes, and resume bit for bit."""
+"""Flower's strategies behave as the coordinator assumes."""
 
 from __future__ import annotations
 
-import gc
 import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, FedXgbBagging, Strategy
+from flwr.serverapp.strategy import FedAvg, FedXgbBagging
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from common.config import StrategySettings
 from common.errors import ConfigError, RunError
-from common.flower import prepare_process, stamp
-from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from server.strategies import (
-    cast_like,
-    check_strategy,
-    make_strategy,
-    minimum_replies,
-    replies_needed,
-    restore_strategy,
-    strategy_state,
+from server.strategies import cast_like, check_strategy, make_strategy, minimum_replies, replies_needed
+from tests.helpers.strategies import (
+    CohortGrid,
+    aggregate,
+    every_strategy,
+    make,
+    messages_of,
+    model,
+    record,
+    settings,
+    trained,
 )
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "fedavg": {},
-    "fedprox": {"proximal_mu": 0.1},
-    "fedavgm": {"server_momentum": 0.9, "server_learning_rate": 0.5},
-    "fedadam": {"server_learning_rate": 0.1},
-    "fedyogi": {"server_learning_rate": 0.1},
-    "fedadagrad": {"server_learning_rate": 0.1},
-    "qfedavg": {"q": 0.2},
-    "fedmedian": {},
-    "fedtrimmedavg": {"trim_fraction": 0.2},
-    "krum": {"malicious_clients": 1},
-    "multikrum": {"malicious_clients": 1, "clients_to_keep": 3},
-    "bulyan": {"malicious_clients": 1},
-}
 MEAN = {"fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"}
-CHANGES = {
-    "fedavgm": {"current_arrays", "momentum_vector"},
-    "fedadam": {"current_arrays", "m_t", "v_t"},
-    "fedyogi": {"current_arrays", "m_t", "v_t"},
-    "fedadagrad": {"current_arrays", "m_t", "v_t"},
-    "qfedavg": {"current_arrays"},
-}
-every_strategy = pytest.mark.parametrize("name", OPTIONS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _flower() -> Iterator[None]:
-    """Let this process build messages. QFedAvg and Bulyan collect garbage once a reply: keep what is imported out."""
-    prepare_process()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-class CohortGrid:
-    """What a strategy may ask of a grid: who is there."""
-
-    def __init__(self, nodes: Sequence[int]) -> None:
-        self.nodes = nodes
-
-    def get_node_ids(self) -> Sequence[int]:
-        return self.nodes
-
-
-def settings(name: str, **options: Any) -> StrategySettings:
-    return StrategySettings(name=name, **{**OPTIONS[name], **options})  # type: ignore[arg-type]
-
-
-def make(name: str, **options: Any) -> FedAvg:
-    return make_strategy(settings(name, **options), client_learning_rate=0.1)
-
-
-def record(arrays: dict[str, NDArray[Any]]) -> ArrayRecord:
-    return ArrayRecord({key: Array(values) for key, values in arrays.items()})
-
-
-def model() -> ArrayRecord:
-    """Keys out of alphabetical order, and one array without dimensions."""
-    zeros, ones = np.zeros((5, 3), np.float32), np.ones(3, np.float32)
-    return record({"weight": zeros, "bias": ones, "a.scale": np.array(2, np.float32)})
-
-
-def messages_of(strategy: Strategy, server_round: int, arrays: ArrayRecord, nodes: Sequence[int]) -> list[Message]:
-    grid = cast(Grid, CohortGrid(nodes))
-    messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-    return sorted(messages, key=lambda message: message.metadata.dst_node_id)
-
-
-def answer(message: Message, arrays: ArrayRecord, *, examples: int = 1, loss: float = 1.0) -> Message:
-    metrics = MetricRecord({"num-examples": examples, "train_loss": loss})
-    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=stamp(message, message_id="m"))
-
-
-def trained(message: Message, server_round: int) -> Message:
-    """A client that moves every weight a little, in a way that depends on round and node only."""
-    node = message.metadata.dst_node_id
-    generator = np.random.default_rng([node, server_round])
-    arrays = cast(ArrayRecord, message.content["arrays"])
-    moved = {k: a.numpy() + 0.01 * generator.standard_normal(a.shape) for k, a in arrays.items()}
-    return answer(message, record({k: np.asarray(v, np.float32) for k, v in moved.items()}), examples=node, loss=node)
-
-
-def one_round(strategy: Strategy, server_round: int, arrays: ArrayRecord, clients: int = 10) -> ArrayRecord:
-    messages = messages_of(strategy, server_round, arrays, range(2, 2 + clients))
-    result, _ = strategy.aggregate_train(server_round, [trained(message, server_round) for message in messages])
-    assert result is not None
-    return cast_like(result, arrays)
-
-
-def aggregate(name: str, values: Sequence[float], **options: Any) -> float | None:
-    """What a strategy makes of clients that each send one number."""
-    strategy, start = make(name, **options), record({"w": np.zeros(1, np.float32)})
-    messages = messages_of(strategy, 1, start, range(2, 2 + len(values)))
-    replies = [answer(m, record({"w": np.array([v], np.float32)})) for m, v in zip(messages, values, strict=True)]
-    result, _ = strategy.aggregate_train(1, replies)
-    return None if result is None else float(result["w"].numpy()[0])
-
-
-def plain(value: Any) -> Any:
-    """A value in a form that compares by bytes, dtype, shape, order and type."""
-    if isinstance(value, np.ndarray | np.generic):
-        return type(value).__name__, value.dtype.str, value.shape, value.tobytes()
-    if isinstance(value, ArrayRecord | dict):
-        return type(value).__name__, [(key, plain(part)) for key, part in value.items()]
-    if isinstance(value, Array):
-        return plain(value.numpy())
-    return (type(value).__name__, [plain(part) for part in value]) if isinstance(value, list) else value
 
 
 class TestMaking:
@@ -372,158 +262,3 @@ class TestCastLike:
         """Infinities and NaN of a floating-point model pass through, for others to judge."""
         result = cast_like(record({"a": np.array([np.nan, -np.inf])}), record({"a": np.zeros(2, np.float32)}))
         assert result["a"].numpy().tobytes() == np.array([np.nan, -np.inf], np.float32).tobytes()
-
-
-class Keeper(FedAvg):
-    """A strategy that keeps one of everything that can be saved."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps = 0
-        self.clip: float | None = None
-        self.flag, self.note = False, ""
-        self.bare: NDArray[Any] | None = None
-        self.lone: np.generic | None = None
-        self.by_name: dict[str, Any] = {}
-        self.series: list[Any] = []
-
-
-class TestState:
-    """`strategy_state` and `restore_strategy`."""
-
-    @every_strategy
-    def test_all_that_rounds_change_is_known(self, name: str) -> None:
-        """Flower's strategies keep these attributes between rounds and no others; a new one would show here."""
-        strategy, arrays = make(name), model()
-        before = {key: plain(value) for key, value in vars(strategy).items()}
-        for server_round in (1, 2):
-            arrays = one_round(strategy, server_round, arrays)
-        changed = {key for key, value in vars(strategy).items() if plain(value) != before.get(key)}
-        assert changed == CHANGES.get(name, set())
-
-    @every_strategy
-    @pytest.mark.parametrize("rounds", [0, 3])
-    def test_a_restored_strategy_equals_the_saved_one(self, name: str, rounds: int) -> None:
-        """Every attribute is restored exactly: bytes, dtype, shape, order and type."""
-        strategy, fresh, arrays = make(name), make(name), model()
-        for server_round in range(1, rounds + 1):
-            arrays = one_round(strategy, server_round, arrays)
-        restore_strategy(fresh, strategy_state(strategy))
-        assert {k: plain(v) for k, v in vars(fresh).items()} == {k: plain(v) for k, v in vars(strategy).items()}
-
-    @every_strategy
-    def test_a_resumed_run_ends_with_the_same_bytes(self, name: str, tmp_path: Path) -> None:
-        """Six rounds in one go, and three rounds, a checkpoint, a fresh strategy and three more, are the same."""
-        strategy, arrays = make(name), model()
-        for server_round in range(1, 7):
-            arrays = one_round(strategy, server_round, arrays)
-        uninterrupted = plain({key: array.numpy() for key, array in arrays.items()})
-
-        strategy, arrays = make(name), model()
-        for server_round in range(1, 4):
-            arrays = one_round(strategy, server_round, arrays)
-        save_checkpoint(
-            tmp_path,
-            Checkpoint(
-                server_round=3,
-                config_digest="d",
-                arrays={key: array.numpy() for key, array in arrays.items()},
-                strategy=strategy_state(strategy),
-            ),
-        )
-        loaded = load_checkpoint(tmp_path, "d")
-        assert loaded is not None
-        strategy, arrays = make(name), record(dict(loaded.arrays))
-        restore_strategy(strategy, loaded.strategy)
-        for server_round in range(loaded.server_round + 1, 7):
-            arrays = one_round(strategy, server_round, arrays)
-        assert plain({key: array.numpy() for key, array in arrays.items()}) == uninterrupted
-
-    @pytest.mark.parametrize("name", sorted(CHANGES.keys() - {"qfedavg"}))
-    def test_the_state_matters(self, name: str) -> None:
-        """Without its state a strategy with memory goes elsewhere, so the test before this one can fail."""
-        strategy, arrays = make(name), model()
-        for server_round in range(1, 4):
-            arrays = one_round(strategy, server_round, arrays)
-        forgetful = one_round(make(name), 4, arrays)
-        assert plain(forgetful["weight"]) != plain(one_round(strategy, 4, arrays)["weight"])
-
-    def test_one_of_everything_survives(self) -> None:
-        """Numbers, texts, None, arrays, numpy scalars, and dicts and lists of them come back as they were."""
-        strategy, fresh = Keeper(), Keeper()
-        strategy.steps, strategy.clip, strategy.flag, strategy.note = 7, float("inf"), True, "é"
-        strategy.bare, strategy.lone = np.array([[True], [False]]), np.float32(0.1)
-        strategy.by_name = {"z/ä": np.float64(1), "a": np.array(2.5), "": np.zeros((0, 2), np.int8)}
-        strategy.series = [np.arange(3)[::2], np.uint8(3)]
-        restore_strategy(fresh, strategy_state(strategy))
-        assert {k: plain(v) for k, v in vars(fresh).items()} == {k: plain(v) for k, v in vars(strategy).items()}
-
-    def test_a_restored_strategy_shares_nothing(self) -> None:
-        """Writing to the snapshot later does not reach the strategy."""
-        strategy, fresh = Keeper(), Keeper()
-        strategy.bare = np.zeros(2)
-        state = strategy_state(strategy)
-        restore_strategy(fresh, state)
-        state["bare/"][:] = 1
-        assert fresh.bare is not None
-        assert fresh.bare.tolist() == [0, 0]
-
-    @pytest.mark.parametrize(
-        "value",
-        [
-            {1, 2},
-            [1.0],
-            (np.zeros(1),),
-            {"a": 1.0},
-            {1: np.zeros(1)},
-            np.array([object()]),
-            np.array(["text"]),
-            np.zeros(1, complex),
-            np.random.default_rng(0),
-            FedAvg(),
-            lambda: 0,
-        ],
-        ids=lambda value: type(value).__name__,
-    )
-    def test_what_cannot_be_saved_stops_the_run(self, value: object) -> None:
-        """An attribute of an unknown kind is named, never dropped; a plain function is a setting and passes."""
-        strategy = make("fedavg")
-        strategy.secret_sauce = value  # type: ignore[attr-defined]
-        if callable(value) and not isinstance(value, Strategy):
-            strategy_state(strategy)
-            return
-        with pytest.raises(RunError, match=r"FedAvg\.secret_sauce \(\w+\) cannot be saved"):
-            strategy_state(strategy)
-
-    @pytest.mark.parametrize("damage", ["other", "missing", "extra", "no layout", "layout", "kind", "attribute"])
-    def test_a_state_that_does_not_fit_changes_nothing(self, damage: str) -> None:
-        """State of another strategy, with arrays missing or too many, or garbled, is refused before anything is set."""
-        strategy, arrays = make("fedadam"), model()
-        arrays = one_round(strategy, 1, arrays)
-        state = strategy_state(strategy)
-        layout = state["layout.json"].tobytes()
-
-        def changed(old: bytes, new: bytes) -> NDArray[np.uint8]:
-            assert old in layout
-            return np.frombuffer(layout.replace(old, new), np.uint8)
-
-        match damage:
-            case "other":
-                state = strategy_state(make("fedyogi"))
-            case "missing":
-                del state["v_t/bias"]
-            case "extra":
-                state["v_t/more"] = np.zeros(1)
-            case "no layout":
-                del state["layout.json"]
-            case "layout":
-                state["layout.json"] = state["layout.json"][:-3]
-            case "kind":
-                state["layout.json"] = changed(b'"dict"', b'"pickle"')
-            case "attribute":
-                state["layout.json"] = changed(b'"beta_1"', b'"beta_9"')
-        fresh = make("fedadam")
-        before = {key: plain(value) for key, value in vars(fresh).items()}
-        with pytest.raises(RunError, match="does not fit the strategy FedAdam"):
-            restore_strategy(fresh, state)
-        assert {key: plain(value) for key, value in vars(fresh).items()} == before

@@ -30,9 +30,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     with disk_errors(path):
         try:
             yield temporary
-            _sync(temporary)
+            sync(temporary)
             temporary.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -85,8 +85,10 @@ def is_locked(lock_file: Path) -> bool:
     return False
 
 
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk: flushing a new file alone leaves its name to
+    chance.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
