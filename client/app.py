@@ -118,7 +118,7 @@ def _arrays(message: Message) -> dict[str, NDArray[Any]]:
     """The weights that came; never unpickled."""
     try:
         return arrays_of(message.content)
-    except (KeyError, ValueError, TypeError, OSError, EOFError) as e:
+    except Exception as e:
         raise PeerError(FailureCode.INVALID_REQUEST) from e
 
 

@@ -136,7 +136,7 @@ class FailureCode(IntEnum):
 _SENTENCES = {
     FailureCode.CLIENT_FAILED: "the client could not complete its work",
     FailureCode.DEADLINE_EXCEEDED: "the client did not answer before its deadline",
-    FailureCode.NON_FINITE_UPDATE: "the update holds values that are not finite",
+    FailureCode.NON_FINITE_UPDATE: "the update holds values that are not finite, or far too large",
     FailureCode.BUDGET_EXHAUSTED: "the client's privacy budget does not allow this round",
     FailureCode.INVALID_REQUEST: "the client does not do what it was asked",
     FailureCode.INVALID_REPLY: "the reply does not fit the model",

@@ -1,8 +1,9 @@
 """All that Coterie takes from Flower beyond its public API, in one place; flwr is pinned because of it.
 
 Used names that are not public: `TaskIdentity` (a `Message` cannot be built outside a Flower task without it), the
-fields behind `Message.metadata` (a transport has to set the message's id and run), and `flwr.supercore.logger`
-(Flower logs each step of a strategy). `tests/common/test_flower.py` has a test for each.
+fields behind `Message.metadata` (a transport has to set the message's id and run), `NodeInfo` and `Run` (in the
+signatures of `Grid`), and Flower's logger (it logs each step of a strategy). `tests/common/test_flower.py` and the
+grids' contract suite test them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.proto.node_pb2 import NodeInfo as NodeInfo  # noqa: PLC0414 - passed on
+from flwr.supercore.run import Run as Run  # noqa: PLC0414 - passed on
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 

@@ -71,7 +71,7 @@ def load_site(path: str | Path | None) -> Site:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise SiteError(f"{path} cannot be read: {e.strerror}", hint="name your registry with --site PATH") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise SiteError(f"{path} is not valid TOML: {e}", hint="see docs/data.md for an example") from e
     if "folder" in tree:
         raise SiteError(f"{path}: unknown key `folder`", hint="paths are relative to the file itself")

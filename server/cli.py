@@ -9,6 +9,7 @@ import csv
 import difflib
 import io
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -49,9 +50,9 @@ def runs(root: RootOption = Path("runs"), as_json: JsonOption = False) -> None:
     """List the runs of a folder, newest first."""
     from server.store import list_runs
 
-    found = list_runs(root)
+    found = [_facts(run) for run in list_runs(root)]
     if as_json:
-        _print_json({"root": str(root), "runs": [_facts(run) for run in found]})
+        _print_json({"root": str(root), "runs": found})
         return
     if not found:
         typer.echo(f"there are no runs in {root}", err=True)
@@ -62,13 +63,13 @@ def runs(root: RootOption = Path("runs"), as_json: JsonOption = False) -> None:
     for column in columns:
         right = column in {"rounds", "accuracy", "epsilon"}
         table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for run in found:
-        table.add_row(*(Text(cell) for cell in _cells(_facts(run))))
+    for facts in found:
+        table.add_row(*(Text(cell) for cell in _cells(facts)))
     console = Console()
     console.print(table) if console.is_terminal else Console(width=WIDE).print(table)
-    for run in found:
-        if run.problem:
-            typer.echo(f"warning: {run.problem}", err=True)
+    for facts in found:
+        if facts["problem"]:
+            typer.echo(f"warning: {facts['problem']}", err=True)
 
 
 def predict(
@@ -178,7 +179,7 @@ def load_model(folder: RunFolder, schema: DataSchema, *, site: Site) -> nn.Modul
         raise RunError(f"{folder.path} has no model: the run is {folder.status}", hint="a run leaves one when it ends")
     try:
         arrays = load_file(path)
-    except (OSError, SafetensorError) as e:
+    except (OSError, SafetensorError, TypeError) as e:  # numpy has no bfloat16
         raise RunError(f"{path} cannot be read: {e}", hint="restore it from a copy, or run again") from e
     model = build_model(folder.config().model, schema, site=site)
     ModelWeights(model).load(arrays)
@@ -234,9 +235,14 @@ def _write(path: Path, text: str) -> None:
 
 def _facts(run: RunSummary) -> dict[str, Any]:
     """What a list says of a run, as JSON values; None where it is not known."""
-    config, result = run.config, run.result or {}
-    spent = (result.get("privacy") or {}).get("epsilon") or {}
-    known = [value for value in spent.values() if value is not None]
+    from server.report.record import parse_result
+
+    config, result, problem = run.config, None, run.problem
+    try:
+        result = None if run.result is None else parse_result(run.result, run.path)
+    except RunError as e:
+        problem = str(e)
+    spent = list(result.privacy.epsilon.values()) if result and result.privacy else []
     return {
         "name": config.name if config else None,
         "folder": str(run.path),
@@ -244,11 +250,11 @@ def _facts(run: RunSummary) -> dict[str, Any]:
         "model": config.model.name if config else None,
         "data": config.data.name if config else None,
         "rounds": run.last_round,
-        "accuracy": result.get("accuracy"),
-        "epsilon": max(known, default=None) if len(known) == len(spent) else None,
+        "accuracy": result.accuracy if result else None,
+        "epsilon": max(spent) if spent and math.isfinite(max(spent)) else None,
         "private": config.private if config else None,
         "started": run.created.isoformat(timespec="seconds"),
-        "problem": run.problem,
+        "problem": problem,
     }
 
 

@@ -58,6 +58,8 @@ class RoundRecord:
     train_loss: float | None
     accuracy: float | None
     loss: float | None
+    aggregate_refused: bool
+    """Whether the survivors' aggregate was not finite, so that the model stayed as it was."""
     seconds: dict[str, float]
     """Wall seconds of `train`, `aggregate`, `evaluate`, and of the `checkpoint` before this round."""
 
@@ -141,7 +143,8 @@ class Coordinator:
             self._round(grid, roster, done)
         if not self._any_update:
             raise RunError(
-                "no client sent an update in any round", hint="the reasons are in the run folder's rounds.jsonl"
+                "no client sent an update in any round that could be used",
+                hint="the reasons are in the run folder's rounds.jsonl",
             )
         if self._last is None or (config.evaluation.every and done % config.evaluation.every):
             self._last = self._evaluate()
@@ -193,12 +196,12 @@ class Coordinator:
         replies = list(asking.send_and_receive(messages, timeout=config.cohort.deadline_seconds or None))
         clock.lap("train")
         survivors = [name for name in cohort if name in fates and fates[name] is None]
-        train_loss = None
+        train_loss, refused = None, False
         if len(survivors) >= max(config.cohort.min_survivors, minimum_replies(config.strategy)):
             replies.sort(key=lambda reply: names[reply.metadata.src_node_id])
             for reply in replies:
                 _make_writable(reply)
-            train_loss = self._aggregate(server_round, replies, start)
+            refused, train_loss = self._aggregate(server_round, replies, start)
         clock.lap("aggregate")
         evaluation = self._judge(server_round)
         clock.lap("evaluate")
@@ -210,6 +213,7 @@ class Coordinator:
             train_loss=train_loss,
             accuracy=evaluation.accuracy if evaluation else None,
             loss=evaluation.loss if evaluation else None,
+            aggregate_refused=refused,
             seconds={**clock.laps, "checkpoint": self._checkpoint_seconds},
         )
         # The record comes before the checkpoint: a resumed run drops records without one, and could not add a lost one.
@@ -219,8 +223,8 @@ class Coordinator:
         clock.lap("checkpoint")
         self._checkpoint_seconds = clock.laps["checkpoint"]
 
-    def _aggregate(self, server_round: int, replies: list[Message], start: ArrayRecord) -> float | None:
-        """Let the strategy step; the cohort's mean training loss, if it was told.
+    def _aggregate(self, server_round: int, replies: list[Message], start: ArrayRecord) -> tuple[bool, float | None]:
+        """Let the strategy step; whether the step was refused, and the cohort's mean training loss, if it was told.
 
         A step that does not end in finite numbers is undone: values that are finite one by one can still overflow, and
         one client must not be able to end everybody's run.
@@ -235,11 +239,11 @@ class Coordinator:
         except (RunError, ArithmeticError, ValueError) as e:
             log.warning("aggregate_refused", server_round=server_round, error=type(e).__name__)
             restore_strategy(self._strategy, before)
-            return None
+            return True, None
         if arrays is not None:
             self._arrays, self._any_update = arrays, True
         loss = None if metrics is None else metrics.get(TRAIN_LOSS)
-        return float(loss) if isinstance(loss, int | float) else None
+        return False, float(loss) if isinstance(loss, int | float) else None
 
     def _request(self) -> ConfigRecord:
         """The configuration that every client of a round gets; Flower adds the round's number to it."""

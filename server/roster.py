@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import structlog
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from pydantic import TypeAdapter
 
 from common.config import RunConfig
 from common.config.settings import Name
 from common.errors import RunError
-from common.flower import CLIENT, CONFIG, ROUND, RUN, config_of, failure_of
+from common.flower import CLIENT, CONFIG, ROUND, RUN, NodeInfo, config_of, failure_of
 from server.grids import WrappingGrid
 
 log = structlog.get_logger()
@@ -44,8 +43,11 @@ def discover(grid: Grid, config: RunConfig) -> dict[str, int]:
     if not all(name for name, _ in nodes):
         content = RecordDict({CONFIG: ConfigRecord({RUN: config.canonical_json(), ROUND: 1})})
         asked = [Message(content, node_id, MessageType.QUERY) for _, node_id in nodes]
-        replies = grid.send_and_receive(asked)
-        nodes = [(name, reply.metadata.src_node_id) for reply in replies if (name := _told_name(reply)) is not None]
+        first: dict[int, Message] = {}
+        for reply in grid.send_and_receive(asked, timeout=config.cohort.deadline_seconds or None):
+            first.setdefault(reply.metadata.src_node_id, reply)  # who answers twice is heard once
+        told = [(_told_name(first[node]), node) for _, node in nodes if node in first]
+        nodes = [(name, node) for name, node in told if name is not None]
     roster = dict(sorted(nodes))
     if not roster or len(roster) != len(nodes):
         problem = "two clients have the same name" if roster else "no client is there"

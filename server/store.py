@@ -1,6 +1,7 @@
 """One run's folder on disk: what is in it, and how it is written so that an interruption never damages it.
 
     run.toml                       the configuration with every value; makes a folder a run
+    plain.toml                     the same without privacy, for a comparison
     run.lock                       held (flock) by the process that writes the run
     rounds.jsonl                   one JSON document a round
     checkpoints/round-NNNNN.safetensors

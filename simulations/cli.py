@@ -43,7 +43,8 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
     ] = None,
     root: Annotated[Path, typer.Option("--root", help="Folder that holds run folders.")] = Path("runs"),
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or latest.")
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, its name, or latest."),
     ] = None,
     workers: Annotated[
         str, typer.Option("--workers", help="Processes that train clients: a number, or auto.")

@@ -9,13 +9,11 @@ from typing import Protocol
 
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from client.app import make_client_app
 from client.mods import guard_mod
-from common.flower import client_context, prepare_process, stamp
+from common.flower import NodeInfo, Run, client_context, prepare_process, stamp
 from simulations.byzantine import byzantine_mod
 from simulations.interrupt import check_interrupt
 from simulations.sites import SimulatedSites

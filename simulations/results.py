@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
-from common.errors import FailureCode
+from common.errors import FailureCode, LedgerError
 from common.models import parameter_count
 from common.models.weights import ModelWeights
 from common.privacy import RELATION, PrivacyPlan
@@ -35,6 +36,7 @@ class FolderObserver(Observer):
         self._folder = folder
         self._events: EventWriter | None = None
         self.epsilon: dict[str, float] = prepared.spent_by_client()
+        self._check_ledgers()
 
     def round_finished(self, record: RoundRecord) -> None:
         """Append the round; epsilon is read from the ledgers of those who were asked."""
@@ -44,6 +46,15 @@ class FolderObserver(Observer):
         self._folder.append_round(row)
         self._events = self._events or EventWriter(self._folder.path)  # a run that is refused writes nothing
         self._events.write_round(row)
+
+    def _check_ledgers(self) -> None:
+        """A resumed run goes on with the ledgers that it wrote: fewer events than before would be epsilon not told."""
+        rows = self._folder.rounds()
+        for name, before in (rows[-1].get("epsilon", {}) if rows else {}).items():
+            if self.epsilon.get(name, 0.0) < (math.inf if before is None else before):
+                raise LedgerError(
+                    f"the ledger of {name} holds less than the run had spent", hint="restore it, or start a new run"
+                )
 
     def close(self) -> None:
         """Flush the events."""

@@ -133,7 +133,7 @@ def _read(source: str | Path | None) -> tuple[str, Tree]:
         path = scenario
     try:
         return label, tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ConfigError(
             f"{label} is not valid TOML: {e}", hint="`coterie config init` writes a complete example"
         ) from e

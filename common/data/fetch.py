@@ -111,7 +111,13 @@ def fetch_data(data_set: str, *, progress: Progress = lambda _file, _done, _tota
     except OSError as e:
         raise DataError(f"{folder} cannot be created: {e.strerror}", hint="set COTERIE_DATA to another folder") from e
     for artefact in ARTEFACTS[data_set]:
-        _fetch_file(data_set, artefact, folder / artefact.file, progress)
+        try:
+            _fetch_file(data_set, artefact, folder / artefact.file, progress)
+        except OSError as e:
+            raise DataError(
+                f"{folder / artefact.file} cannot be written: {e.strerror}",
+                hint="free some space, or set COTERIE_DATA to another folder",
+            ) from e
     return folder
 
 

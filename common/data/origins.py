@@ -5,6 +5,7 @@ Package clients do the work where the data lives in a package: they know the use
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import http.client
@@ -25,6 +26,8 @@ from common.errors import DataError
 TIMEOUT_SECONDS = 30.0
 COMMAND_TIMEOUT_SECONDS = 900.0
 CHUNK_BYTES = 1 << 16
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EISDIR})
+"""What the disk can refuse while a file is downloaded; the origin is not to blame."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the file's name, bytes so far and bytes in all; 0 in all where that is not known."""
@@ -153,7 +156,8 @@ class Url:
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:  # noqa: S310 - as above
                 if reply.status != http.HTTPStatus.PARTIAL_CONTENT:
                     have = 0
-                total = have + int(reply.headers.get("Content-Length") or 0)
+                told = reply.headers.get("Content-Length") or ""
+                total = have + (int(told) if told.isdecimal() else 0)
                 with part.open("ab" if have else "wb") as f:
                     while chunk := reply.read(CHUNK_BYTES):
                         have += len(chunk)
@@ -170,6 +174,8 @@ class Url:
                 raise NotObtained(f"{self.url} answers {e.code}") from None
             # All bytes are there already: the hash decides.
         except (OSError, http.client.HTTPException) as e:
+            if isinstance(e, OSError) and e.errno in DISK_ERRORS:
+                raise
             raise NotObtained(f"{self.url} cannot be reached ({type(e).__name__})") from None
 
 

@@ -19,11 +19,21 @@ MOST_WEIGHT: Final = 2.0**53
 """Largest weight of one reply: as far as counts are exact in float64, and no sum of them overflows."""
 
 
+LARGEST: Final = 2.0**32
+"""Largest magnitude of a float, unless the model that was sent holds larger ones: far beyond any trained weight, and
+squares summed over any model stay finite in float32. A strategy that keeps squares (FedAdam) or norms (QFedAvg) would
+overflow at values that are finite one by one, and one client could undo every round.
+"""
+LARGEST_INTEGER: Final = 2.0**53
+"""Largest magnitude of an integer: means are formed in float64."""
+
+
 class CheckedGrid(WrappingGrid):
     """Turns a reply that does not fit into a typed failure, and tells `on_reply` of each reply's fate.
 
     Guarantee: a reply that passes has exactly the template's arrays (names in their order, shapes, dtypes), all values
-    finite; one weight in (0, `MOST_WEIGHT`], with `equal_weights` 1; and exactly the other metrics that `metrics`
+    finite and of a magnitude that no strategy overflows at (`LARGEST`, or twice the largest of the template's array);
+    one weight in (0, `MOST_WEIGHT`], with `equal_weights` 1; and exactly the other metrics that `metrics`
     names, each one finite number. Flower's strategies fail as a whole where one reply has other metrics.
     """
 
@@ -38,6 +48,7 @@ class CheckedGrid(WrappingGrid):
     ) -> None:
         super().__init__(inner)
         self._shapes = _shapes(template)
+        self._limits = {name: _limit(values) for name, values in template.items()}
         self._equal_weights = equal_weights
         self._metrics = {WEIGHT, *metrics}
         self._on_reply = on_reply
@@ -73,7 +84,9 @@ class CheckedGrid(WrappingGrid):
         weight, others = metrics[WEIGHT], [value for name, value in metrics.items() if name != WEIGHT]
         if not 0 < weight <= MOST_WEIGHT or (self._equal_weights and weight != 1):  # type: ignore[operator]
             return FailureCode.INVALID_REPLY
-        if not all(map(_finite, others)) or not all(np.isfinite(values).all() for values in arrays.values()):
+        if not all(map(_finite, others)) or not all(
+            _magnitude(values) <= self._limits[name] for name, values in arrays.items()
+        ):
             return FailureCode.NON_FINITE_UPDATE
         return FailureCode.INVALID_REPLY if any(value < 0 for value in others) else None  # type: ignore[operator]
 
@@ -81,6 +94,17 @@ class CheckedGrid(WrappingGrid):
 def _shapes(arrays: Mapping[str, NDArray[Any]]) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
     """Names in their order, which strategies pair arrays by, with shapes and dtypes."""
     return [(name, values.shape, values.dtype) for name, values in arrays.items()]
+
+
+def _limit(template: NDArray[Any]) -> float:
+    """How large a reply's values may be."""
+    least = LARGEST if template.dtype.kind == "f" else LARGEST_INTEGER
+    return max(least, 2 * _magnitude(template))
+
+
+def _magnitude(values: NDArray[Any]) -> float:
+    """Largest absolute value; 0 of nothing, NaN if any is NaN."""
+    return max(float(values.max()), -float(values.min())) if values.size else 0.0
 
 
 def _finite(value: float | list[int] | list[float]) -> bool:

@@ -184,8 +184,17 @@ def read_record(folder: Path) -> Record:
     return Record(
         config=run.config(),
         rounds=tuple(_checked(RoundRow, rows[key], folder / "rounds.jsonl") for key in sorted(rows)),
-        result=None if result is None else _checked(Result, result, folder / "result.json"),
+        result=None if result is None else parse_result(result, folder),
     )
+
+
+def parse_result(document: dict[str, Any], folder: Path) -> Result:
+    """What `result.json` of a run folder says.
+
+    Raises:
+        RunError: It is damaged.
+    """
+    return _checked(Result, document, folder / "result.json")
 
 
 def _checked(model: type[D], document: dict[str, Any], path: Path) -> D:

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from flwr.app import Message
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from common.config import RunConfig
-from common.flower import client_context, prepare_process
+from common.flower import NodeInfo, client_context, prepare_process
 from server.coordinator import Coordinator, Job, Outcome, RoundRecord
 from server.store import RunFolder
 from simulations.inline import InlineGrid, InProcess, app_factory

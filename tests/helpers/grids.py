@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message, MetricRecord, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from numpy.typing import NDArray
 
-from common.flower import ARRAYS, METRICS, WEIGHT, prepare_process, stamp, to_record
+from common.flower import ARRAYS, METRICS, WEIGHT, NodeInfo, prepare_process, stamp, to_record
 from simulations.inline import InlineGrid
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -124,6 +124,19 @@ class TestRuns:
         make_run("unbounded", weight=1.0, result={"privacy": {"epsilon": {"a": 2.0, "b": None}}})
         assert json.loads(succeed(runs, "--json").stdout)["runs"][0]["epsilon"] is None
 
+    @pytest.mark.parametrize("wrong", [{"accuracy": "x"}, {"privacy": {"epsilon": [1]}}, {"privacy": 3}])
+    def test_one_damaged_result_leaves_the_others_listed(self, place, wrong):
+        """What cannot be read of it is told as a warning."""
+        make_run("damaged", weight=1.0, result=wrong)
+        result = succeed(runs)
+        assert "75.0 %" in result.stdout
+        assert "is damaged" in result.stderr
+
+    def test_a_configuration_nested_without_end_is_only_damaged(self, place):
+        """It is listed with a warning, as any file that is no TOML."""
+        (make_run("deep") / "run.toml").write_text("a = " + "[" * 100_000)
+        assert "warning: " in succeed(runs).stderr
+
     def test_empty_folder_is_no_error(self, tmp_path):
         """Without runs there is a hint on stderr and nothing on stdout, or an empty list as JSON."""
         result = succeed(runs, "--root", tmp_path)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 from flwr.app import Message
-from flwr.proto.node_pb2 import NodeInfo
 
 from common.errors import FailureCode, RunError
-from common.flower import CONFIG, failure_reply
+from common.flower import CONFIG, NodeInfo, failure_reply
 from server.roster import discover
 from tests.helpers.coordinating import Relabelled, coordinate, of, real_grid
 from tests.helpers.grids import ScriptedGrid

@@ -6,11 +6,14 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
 
+from common.errors import LedgerError
 from server.checkpoint import checkpoint_files
+from server.coordinator import Coordinator
 from server.store import RunFolder
 from simulations import workers
 from simulations.inline import InlineGrid
@@ -18,7 +21,7 @@ from simulations.interrupt import interruptible
 from simulations.workers import WorkerPool
 from tests.helpers.pools import NAMES, counting_app, queries
 from tests.helpers.processes import coterie, members, started, wait_until
-from tests.helpers.runs import SITE, rows, tree
+from tests.helpers.runs import SITE, private, rows, tree
 from tests.simulations.site_fixtures.parts import lose_an_interrupt
 
 ROUNDS = 6
@@ -72,6 +75,32 @@ class TestKill:
         assert 1 <= len(rows(run)) < ROUNDS
         assert RunFolder.open(run).status == "interrupted"
         resume_and_compare(run, whole)
+
+    def test_a_ledger_that_lost_events_meanwhile_ends_the_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Without them, the epsilon shown for the whole run would be that of its last rounds."""
+        path = tmp_path / "private.toml"
+        path.write_text(tomli_w.dumps(private(rounds=4).model_dump(mode="json", exclude_none=True)))
+        run, judged = tmp_path / "run", Coordinator._judge
+
+        def stop(self: Coordinator, server_round: int) -> Any:
+            if server_round == 3:
+                raise KeyboardInterrupt
+            return judged(self, server_round)
+
+        monkeypatch.setattr(Coordinator, "_judge", stop)
+        assert coterie("simulate", path, "--site", SITE, "--workers", "1", "--out", run, "--quiet") == 130
+        monkeypatch.undo()
+        ledger = run / "ledger" / "client-02.jsonl"
+        whole = ledger.read_bytes()
+        for shorter in (b"", whole[: whole.index(b"\n") + 1]):
+            ledger.write_bytes(shorter)
+            capsys.readouterr()
+            assert coterie("simulate", "--resume", run, "--site", SITE, "--quiet") == LedgerError.exit_code
+            assert "the ledger of client-02 holds less than the run had spent" in capsys.readouterr().err
+        ledger.write_bytes(whole)
+        assert coterie("simulate", "--resume", run, "--site", SITE, "--quiet") == 0
 
 
 class TestControlC:

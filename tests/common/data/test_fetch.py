@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import subprocess
@@ -33,6 +34,7 @@ class Server:
     content: bytes = CONTENT
     knows_ranges: bool = True
     break_after: int | None = None
+    length: str | None = None
     ranges: list[str | None] = field(default_factory=list)
 
 
@@ -51,7 +53,7 @@ def server() -> Iterator[Server]:
                 return
             body = state.content[start:]
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", state.length or str(len(body)))
             self.end_headers()
             self.wfile.write(body[: state.break_after])
 
@@ -96,6 +98,30 @@ class TestWeb:
         assert seen[-1] == (FILE, len(CONTENT), len(CONTENT))
         fetch_data("thing")
         assert len(server.ranges) == 1
+
+    def test_a_length_that_is_no_number_is_not_believed(self, server: Server, offer: Offer) -> None:
+        """The hash decides."""
+        path = offer(Url(server.url))
+        server.length = "abc"
+        fetch_data("thing")
+        assert path.read_bytes() == CONTENT
+
+    def test_a_folder_in_place_of_the_file_is_refused(self, server: Server, offer: Offer) -> None:
+        """What the disk refuses is told as that, not as an origin's fault."""
+        offer(Url(server.url)).mkdir(parents=True)
+        with pytest.raises(DataError, match="cannot be written"):
+            fetch_data("thing")
+
+    def test_a_full_disk_is_told_as_that(self, server: Server, offer: Offer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And not as a server that cannot be reached."""
+        offer(Url(server.url))
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with pytest.raises(DataError, match="No space left") as caught:
+            fetch_data("thing", progress=full)
+        assert "free some space" in caught.value.hint
 
     def test_an_interrupted_download_continues(self, server: Server, offer: Offer) -> None:
         """What came before the break is kept, and only the rest is asked for."""

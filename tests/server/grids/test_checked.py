@@ -195,6 +195,33 @@ class TestRecords:
         ]
         assert {fate_of(content) for content in contents} == {FailureCode.INVALID_REPLY}
 
+    @pytest.mark.parametrize("value", [1e10, -1e10, 3e38])
+    def test_single_value_that_a_strategy_could_overflow_at_is_refused(self, value: float) -> None:
+        """Squares of it, summed over a model, have no place in float32; the largest allowed one passes."""
+        assert fate_of(update(fitting(w=np.full((2, 3), 2.0**32, np.float32)), train_loss=0.5)) is None
+        spoilt = fitting()["w"].copy()
+        spoilt[1, 2] = value
+        assert fate_of(update(fitting(w=spoilt), train_loss=0.5)) is FailureCode.NON_FINITE_UPDATE
+
+    @pytest.mark.parametrize("value", [2**63 - 1, -(2**63), 2**53 + 2])
+    def test_integer_beyond_what_a_mean_is_exact_for_is_refused(self, value: int) -> None:
+        """The mean is formed in float64, where the largest integers would come back as the smallest."""
+        assert fate_of(update(fitting(n=np.array(value)), train_loss=0.5)) is FailureCode.NON_FINITE_UPDATE
+        assert fate_of(update(fitting(n=np.array(2**53)), train_loss=0.5)) is None
+
+    def test_model_that_holds_larger_values_itself_is_trained_all_the_same(self) -> None:
+        """A buffer of the user's own model may be large: replies may go up to twice its largest value."""
+        template = {"w": np.array([3e10], np.float32)}
+        fates: list[FailureCode | None] = []
+        for value in (6e10, 7e10):
+            content = update({"w": np.array([value], np.float32)})
+            grid = CheckedGrid(
+                ScriptedGrid(lambda sent, content=content: [Message(content, reply_to=sent[0])]),
+                template=template, equal_weights=True, metrics=(), on_reply=lambda _, failure: fates.append(failure),
+            )  # fmt: skip
+            list(grid.send_and_receive(train_messages(template, [2])))
+        assert fates == [None, FailureCode.NON_FINITE_UPDATE]
+
     @pytest.mark.parametrize(
         "metrics", [{}, {"train_loss": 0.5, "accuracy": 1.0}, {"loss": 0.5}, {"train_loss": [0.5]}]
     )
