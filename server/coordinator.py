@@ -39,7 +39,7 @@ from server.evaluation import Evaluation, evaluate
 from server.grids import CheckedGrid, FoldingGrid
 from server.roster import CohortView, discover
 from server.store import RunFolder
-from server.strategies import cast_like, make_strategy, minimum_replies, replies_needed
+from server.strategies import cast_like, largest_value, make_strategy, minimum_replies, replies_needed
 from server.strategy_state import restore_strategy, strategy_state
 
 log = structlog.get_logger()
@@ -186,6 +186,7 @@ class Coordinator:
             template=self._arrays,
             equal_weights=config.private or config.strategy.weighting == "equal",
             metrics=() if config.private else (TRAIN_LOSS,),
+            largest=largest_value(config.strategy),
             on_reply=on_reply,
         )
         view = CohortView(checked, list(names))

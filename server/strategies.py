@@ -136,6 +136,16 @@ def minimum_replies(settings: StrategySettings) -> int:
             return 1
 
 
+def largest_value(settings: StrategySettings) -> float:
+    """How large a value a strategy can be given without overflowing in float32, however many there are.
+
+    It would overflow at values that are finite one by one, and one client that sends them could undo every round. Those
+    that keep squares or compare distances sum squares over the whole model; the others only add replies up.
+    """
+    adding = {"fedavg", "fedprox", "fedavgm", "fedmedian", "fedtrimmedavg"}
+    return 2.0**100 if settings.name in adding else 2.0**32
+
+
 def check_strategy(settings: StrategySettings, cohort_size: int) -> None:
     """Refuse a strategy that a full cohort cannot serve, before the run starts.
 

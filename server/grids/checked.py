@@ -19,11 +19,6 @@ MOST_WEIGHT: Final = 2.0**53
 """Largest weight of one reply: as far as counts are exact in float64, and no sum of them overflows."""
 
 
-LARGEST: Final = 2.0**32
-"""Largest magnitude of a float, unless the model that was sent holds larger ones: far beyond any trained weight, and
-squares summed over any model stay finite in float32. A strategy that keeps squares (FedAdam) or norms (QFedAvg) would
-overflow at values that are finite one by one, and one client could undo every round.
-"""
 LARGEST_INTEGER: Final = 2.0**53
 """Largest magnitude of an integer: means are formed in float64."""
 
@@ -32,7 +27,7 @@ class CheckedGrid(WrappingGrid):
     """Turns a reply that does not fit into a typed failure, and tells `on_reply` of each reply's fate.
 
     Guarantee: a reply that passes has exactly the template's arrays (names in their order, shapes, dtypes), all values
-    finite and of a magnitude that no strategy overflows at (`LARGEST`, or twice the largest of the template's array);
+    finite and no larger than `largest`, or than twice the largest of the template's array;
     one weight in (0, `MOST_WEIGHT`], with `equal_weights` 1; and exactly the other metrics that `metrics`
     names, each one finite number. Flower's strategies fail as a whole where one reply has other metrics.
     """
@@ -44,11 +39,12 @@ class CheckedGrid(WrappingGrid):
         template: Mapping[str, NDArray[Any]],
         equal_weights: bool,
         metrics: Iterable[str],
+        largest: float,
         on_reply: Callable[[Message, FailureCode | None], None],
     ) -> None:
         super().__init__(inner)
         self._shapes = _shapes(template)
-        self._limits = {name: _limit(values) for name, values in template.items()}
+        self._limits = {name: _limit(values, largest) for name, values in template.items()}
         self._equal_weights = equal_weights
         self._metrics = {WEIGHT, *metrics}
         self._on_reply = on_reply
@@ -96,9 +92,9 @@ def _shapes(arrays: Mapping[str, NDArray[Any]]) -> list[tuple[str, tuple[int, ..
     return [(name, values.shape, values.dtype) for name, values in arrays.items()]
 
 
-def _limit(template: NDArray[Any]) -> float:
+def _limit(template: NDArray[Any], largest: float) -> float:
     """How large a reply's values may be."""
-    least = LARGEST if template.dtype.kind == "f" else LARGEST_INTEGER
+    least = largest if template.dtype.kind == "f" else LARGEST_INTEGER
     return max(least, 2 * _magnitude(template))
 
 

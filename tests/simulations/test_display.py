@@ -114,6 +114,7 @@ class TestProgress:
             shown.reply_received("client-00", None)
             shown.reply_received("client-01", FailureCode.CLIENT_LOST)
             record = RoundRecord(
+                aggregate_refused=False,
                 server_round=1, cohort=["client-00", "client-01"], survivors=["client-00"],
                 failures={"client-01": "client-lost"}, train_loss=0.25, accuracy=0.5, loss=None, seconds={},
             )  # fmt: skip

@@ -42,7 +42,12 @@ def check(
         fates[message.metadata.dst_node_id] = failure
 
     grid = CheckedGrid(
-        ScriptedGrid(answer), template=MODEL, equal_weights=equal_weights, metrics=["train_loss"], on_reply=on_reply
+        ScriptedGrid(answer),
+        template=MODEL,
+        equal_weights=equal_weights,
+        metrics=["train_loss"],
+        largest=2.0**32,
+        on_reply=on_reply,
     )
     return list(grid.send_and_receive(messages=train_messages(MODEL, list(nodes)), timeout=4.0)), fates
 
@@ -217,8 +222,12 @@ class TestRecords:
             content = update({"w": np.array([value], np.float32)})
             grid = CheckedGrid(
                 ScriptedGrid(lambda sent, content=content: [Message(content, reply_to=sent[0])]),
-                template=template, equal_weights=True, metrics=(), on_reply=lambda _, failure: fates.append(failure),
-            )  # fmt: skip
+                template=template,
+                equal_weights=True,
+                metrics=(),
+                largest=2.0**32,
+                on_reply=lambda _, failure: fates.append(failure),
+            )
             list(grid.send_and_receive(train_messages(template, [2])))
         assert fates == [None, FailureCode.NON_FINITE_UPDATE]
 

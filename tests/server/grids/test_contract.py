@@ -29,7 +29,12 @@ Wrap = Callable[[Grid, Prepared], Grid]
 def checked(grid: Grid, run: Prepared) -> Grid:
     template = ModelWeights(run.model).copy()
     return CheckedGrid(
-        grid, template=template, equal_weights=False, metrics=["train_loss"], on_reply=lambda message, failure: None
+        grid,
+        template=template,
+        equal_weights=False,
+        metrics=["train_loss"],
+        largest=2.0**32,
+        on_reply=lambda message, failure: None,
     )
 
 
