@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -38,15 +39,19 @@ class DataSchema:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Examples:
-    """Examples as two tensors of equal length.
+    """Examples as tensors of equal length.
 
     Attributes:
         inputs: float32[n, *input_shape] or, for tokens, int64[n, length].
         targets: int64[n], or int64[n, length] where the schema is `per_position`.
+        entities: int64[n], not negative: whom each example belongs to, a patient or a user. Equal numbers are the same
+            entity in all parts of a `Federation`; they need not be consecutive, mean nothing outside and are never
+            sent. None: every example stands alone.
     """
 
     inputs: Tensor
     targets: Tensor
+    entities: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of examples n."""
@@ -56,11 +61,42 @@ class Examples:
         """The examples on `device`; the same object where they are there already."""
         if self.targets.device == device:
             return self
-        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+        entities = None if self.entities is None else self.entities.to(device)
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device), entities=entities)
 
     def take(self, indices: Tensor) -> Self:
         """The examples at `indices` (int64[k])."""
-        return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
+        entities = None if self.entities is None else self.entities[indices]
+        return replace(self, inputs=self.inputs[indices], targets=self.targets[indices], entities=entities)
+
+    def part(self, begin: int, end: int) -> Self:
+        """The examples from `begin` up to `end`, without copying them."""
+        entities = None if self.entities is None else self.entities[begin:end]
+        return replace(self, inputs=self.inputs[begin:end], targets=self.targets[begin:end], entities=entities)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """All examples of one or more parts, one after the other.
+
+        Equal numbers stay one entity. Where only some parts have entities, each example of the others becomes an entity
+        of its own.
+        """
+        filled = [part for part in parts if len(part)] or list(parts[:1])
+        numbers = [part.entities for part in filled]
+        known = [number for number in numbers if number is not None]
+        entities = None
+        if known:
+            used = max((int(number.max()) + 1 for number in known if len(number)), default=0)
+            for i, part in enumerate(filled):
+                if numbers[i] is None:
+                    numbers[i] = torch.arange(used, used + len(part), device=part.targets.device)
+                    used += len(part)
+            entities = torch.cat([number for number in numbers if number is not None])
+        return cls(
+            inputs=torch.cat([part.inputs for part in filled]),
+            targets=torch.cat([part.targets for part in filled]),
+            entities=entities,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

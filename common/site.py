@@ -9,6 +9,7 @@ A run's configuration names `my-net` or `icu`; this file says which code and whi
     source = "csv:icu.csv"                 # csv, parquet, npz, images, text, or python ("python:file.py:function")
     label = "outcome"
     features = ["age", "heart_rate"]
+    entity = "patient_id"                  # privacy protects a patient, not a row
 
 Relative paths are relative to the file.
 """
@@ -19,9 +20,13 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from common.errors import SiteError
+
+ENTITY_KINDS = frozenset({"csv", "parquet", "npz"})
+"""Formats whose rows can name an entity. A python function sets `Examples.entities` itself."""
 
 
 class ModelSource(BaseModel):
@@ -40,6 +45,10 @@ class DataSource(BaseModel):
     features: list[str] = Field([], description="Columns used as inputs, in this order; empty takes all numeric ones.")
     inputs: str = Field("inputs", description="Array (npz) that holds the inputs.")
     group: str = Field("", description="Column that says to which client a row belongs (natural partition).")
+    entity: str = Field(
+        "",
+        description="Column or array that says whom a row belongs to; privacy then protects all rows of one together.",
+    )
     classes: list[str] = Field([], description="All classes in their order; declared, so that nothing is counted.")
     means: list[float] = Field([], description="Public constant subtracted from each feature; empty: none.")
     scales: list[float] = Field([], description="Public constant each feature is divided by; empty: none.")
@@ -47,6 +56,22 @@ class DataSource(BaseModel):
     channels: Literal[1, 3] = Field(1, description="Image channels: grey or colour.")
     tokenizer: Literal["characters", "words"] = Field("characters", description="How text becomes tokens.")
     vocabulary: str = Field("", description="File with one word a line (words), public; id 0 is unknown.")
+
+    @field_validator("entity")
+    @classmethod
+    def _entity_can_be_read(cls, entity: str, info: ValidationInfo) -> str:
+        """Refuse an entity that would be ignored, or learned from: epsilon would be told for what is not protected."""
+        kind = info.data.get("source", "").partition(":")[0]
+        if entity and kind and kind not in ENTITY_KINDS:
+            raise PydanticCustomError(
+                "entity_kind", "is for csv, parquet and npz; a python function sets `entities` of its Examples itself"
+            )
+        learned = {info.data.get("label"), *info.data.get("features", [])}
+        if kind == "npz":
+            learned.add(info.data.get("inputs"))
+        if entity and entity in learned:
+            raise PydanticCustomError("entity_column", "is also the label or an input; list it once")
+        return entity
 
 
 class Site(BaseModel):

@@ -4,7 +4,8 @@
 model predicts on, `data_sets` and `check_data` what `coterie data` shows.
 
 Inside: `builtin` and `files` hold the data sets that come with Coterie, `readers` a site's own formats; `fetch`,
-`origins` and `pinned` bring files and check their hash; `split` and `partition` divide; `tokens` turns text into ids.
+`origins` and `pinned` bring files and check their hash; `split` and `partition` divide; `entities` keeps together what
+belongs to one person; `tokens` turns text into ids.
 Used by the coordinator, the agents and simulations; imports only errors, plain types and settings.
 """
 

@@ -91,6 +91,8 @@ def _print_report(report: DataReport) -> None:
     shape = "x".join(map(str, schema.input_shape))
     typer.echo(f"{report.name}: {schema.kind} of {shape}, {schema.num_classes} classes")
     typer.echo(f"rows: {report.rows}, kept: {report.kept}")
+    if report.entities:
+        typer.echo(f"entities: {report.entities}, most rows of one: {report.largest_entity}")
     _print_counts("dropped", report.dropped)
     _print_counts("repaired", report.repaired)
     _print_counts("missing values by column", report.missing)

@@ -28,12 +28,13 @@ class Collection:
 
     Attributes:
         schema: Public facts.
-        examples: n examples, in the order of their source.
+        examples: n examples, in the order of their source, with the entities they belong to.
         row_ids: n names by which their owner finds them again; never sent anywhere.
         groups: Slugs of the data's own groups in a stable order, or empty.
         group_of: int64[n], index into `groups`; None where there are no groups.
         held_out: bool[n], the data set's own held-out part; None where it has none.
-        documents: int64[n]; examples of one document are held out together. None: every example stands alone.
+        documents: int64[n]; examples of one document are held out together. None: every example stands alone. Entities
+            go before documents where the examples have them.
         rows: Rows in the source, before any was dropped.
         missing: Missing values by column.
         dropped: Rows left out, by reason.
@@ -53,11 +54,14 @@ class Collection:
     repaired: Mapping[str, int] = field(default_factory=dict)
 
 
-def as_examples(inputs: npt.NDArray[np.generic], targets: npt.NDArray[np.generic]) -> Examples:
-    """Two arrays of equal length as tensors: inputs keep their type, targets become int64."""
+def as_examples(
+    inputs: npt.NDArray[np.generic], targets: npt.NDArray[np.generic], entities: Integers | None = None
+) -> Examples:
+    """Arrays of equal length as tensors: inputs keep their type, targets become int64."""
     return Examples(
         inputs=torch.from_numpy(np.ascontiguousarray(inputs)),
         targets=torch.from_numpy(np.ascontiguousarray(targets, dtype=np.int64)),
+        entities=None if entities is None else torch.from_numpy(entities),
     )
 
 

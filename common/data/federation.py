@@ -11,6 +11,7 @@ import torch
 
 from common.config.settings import DataSettings
 from common.data.collection import Collection, Integers, Mask, slug
+from common.data.entities import check_entities, main_classes, members, units_of
 from common.data.loading import load_source
 from common.data.partition import client_name, divide, divide_alike
 from common.data.split import held_out
@@ -43,8 +44,11 @@ def load_federation(settings: DataSettings, *, seed: int, site: Site) -> Federat
     A site's own data without a `group` is one natural group, named after the data set. A python source divides itself;
     `sites`, `max_examples` and `pooled` apply to what it returns.
 
-    **Guarantee**: no client's `train` is empty; no training example is in `test`; equal settings and seed give equal
-    federations, on every machine.
+    Where examples have entities, entities are divided in place of examples: a rule that looks at classes takes the one
+    that most of an entity's examples have. `max_examples` still counts examples.
+
+    **Guarantee**: no client's `train` is empty; no training example is in `test`; no entity is trained on by two
+    clients, or both trained on and held out; equal settings and seed give equal federations, on every machine.
 
     Raises:
         DataError: There is no such data set, it cannot be read, or it cannot be divided like this.
@@ -58,8 +62,8 @@ def load_federation(settings: DataSettings, *, seed: int, site: Site) -> Federat
         clients = [
             ClientData(
                 name=POOLED,
-                train=_joined([client.train for client in clients]),
-                test=_joined([client.test for client in clients]),
+                train=Examples.joined([client.train for client in clients]),
+                test=Examples.joined([client.test for client in clients]),
             )
         ]
     return Federation(schema=federation.schema, clients=tuple(clients), test=federation.test)
@@ -78,7 +82,7 @@ def _divide(collection: Collection, settings: DataSettings, seed: int) -> Federa
         parts = _natural(collection, settings, held)
     else:
         parts = _by_rule(collection, settings, seed, train, test)
-    return Federation(
+    federation = Federation(
         schema=collection.schema,
         clients=tuple(
             ClientData(name=name, train=_at(collection.examples, own), test=_at(collection.examples, own_test))
@@ -86,6 +90,8 @@ def _divide(collection: Collection, settings: DataSettings, seed: int) -> Federa
         ),
         test=_at(collection.examples, test),
     )
+    check_entities(federation, where=settings.name)
+    return federation
 
 
 def _natural(collection: Collection, settings: DataSettings, held: Mask) -> list[tuple[str, Integers, Integers]]:
@@ -95,6 +101,17 @@ def _natural(collection: Collection, settings: DataSettings, held: Mask) -> list
             f"{settings.name} has no groups of its own",
             hint="set data.partition = 'iid'; in site.toml, `group` names the column that holds the client",
         )
+    if collection.examples.entities is not None:
+        # Asked of all rows, so that the answer does not depend on what is held out.
+        units, first = units_of(collection.examples.entities.numpy())
+        astray = np.zeros(len(first), bool)
+        astray[units[collection.group_of != collection.group_of[first][units]]] = True
+        if count := int(astray.sum()):
+            raise DataError(
+                f"{settings.name}: {count} entities have rows in more than one group",
+                hint="what their privacy costs would add up over clients: give each entity one group, and different "
+                "people different names, or set data.partition = 'iid'",
+            )
     parts = [
         (name, np.flatnonzero((collection.group_of == i) & ~held), np.flatnonzero((collection.group_of == i) & held))
         for i, name in enumerate(collection.groups)
@@ -120,18 +137,32 @@ def _by_rule(
     targets = collection.examples.targets.numpy()
     labels = np.zeros(len(targets), np.int64) if collection.schema.per_position else targets
     num_classes = 1 if collection.schema.per_position else collection.schema.num_classes
-    own = divide(labels[train], settings, num_classes=num_classes, rng=_rng(seed, _Draw.TRAIN))
+    units, unit_labels = _units(collection.examples, labels, train)
+    if len(unit_labels) < min(settings.clients, len(train)):
+        raise DataError(
+            f"{settings.name}: {len(unit_labels)} entities to train on cannot be divided among {settings.clients} "
+            "clients",
+            hint="lower data.clients: all examples of an entity go to one client",
+        )
+    own = divide(unit_labels, settings, num_classes=num_classes, rng=_rng(seed, _Draw.TRAIN))
+    test_units, test_labels = _units(collection.examples, labels, test)
     own_test = divide_alike(
-        labels[test],
+        test_labels,
         settings,
-        like=[labels[train][part] for part in own],
+        like=[unit_labels[part] for part in own],
         num_classes=num_classes,
         rng=_rng(seed, _Draw.TEST),
     )
-    return [
-        (client_name(i, settings.clients), train[a], test[b])
-        for i, (a, b) in enumerate(zip(own, own_test, strict=True))
-    ]
+    parts = zip(members(own, units), members(own_test, test_units), strict=True)
+    return [(client_name(i, settings.clients), train[a], test[b]) for i, (a, b) in enumerate(parts)]
+
+
+def _units(examples: Examples, labels: Integers, indices: Integers) -> tuple[Integers, Integers]:
+    """The unit (entity or example) of each of the examples at `indices`, and the class of each unit."""
+    if examples.entities is None:
+        return np.arange(len(indices)), labels[indices]
+    units, _ = units_of(examples.entities.numpy()[indices])
+    return units, main_classes(units, labels[indices])
 
 
 def _chosen(clients: Sequence[ClientData], settings: DataSettings) -> list[ClientData]:
@@ -167,10 +198,3 @@ def _capped(client: ClientData, most: int, rng: np.random.Generator) -> ClientDa
 def _at(examples: Examples, indices: Integers) -> Examples:
     """The examples at `indices`, as a copy."""
     return examples.take(torch.from_numpy(np.asarray(indices, np.int64)))
-
-
-def _joined(parts: list[Examples]) -> Examples:
-    """Several clients' examples, one after the other."""
-    return Examples(
-        inputs=torch.cat([part.inputs for part in parts]), targets=torch.cat([part.targets for part in parts])
-    )

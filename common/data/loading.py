@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 
 from common.config.settings import DataSettings
@@ -18,7 +17,7 @@ from common.data.readers.code import call_function
 from common.data.readers.text import text_schema
 from common.errors import DataError
 from common.schema import DataSchema, Examples, Federation
-from common.site import DataSource, Site
+from common.site import ENTITY_KINDS, DataSource, Site
 
 
 class LoadedExamples(NamedTuple):
@@ -109,10 +108,7 @@ def load_examples(source: str, *, settings: DataSettings, site: Site) -> LoadedE
         # The held-out part is made of the clients' own held-out parts, which are left out here.
         parts = [*((client.name, client.train) for client in loaded.clients), ("test", loaded.test)]
         row_ids = [f"{name}/{i}" for name, part in parts for i in range(len(part))]
-        examples = Examples(
-            inputs=torch.cat([part.inputs for _, part in parts]),
-            targets=torch.cat([part.targets for _, part in parts]),
-        )
+        examples = Examples.joined([part for _, part in parts])
     else:
         row_ids, examples = list(loaded.row_ids), loaded.examples
     if loaded.schema.kind != schema.kind or loaded.schema.input_shape != schema.input_shape:
@@ -146,7 +142,8 @@ def _new_file(kind: str, path: Path, schema: DataSchema, settings: DataSettings,
             return how(kind, path)
         return read(how.model_copy(update={"source": f"{kind}:{path}"}), path, settings, labelled=False)
     try:
-        source = DataSource(**{**_local(entry, site).model_dump(), "source": f"{kind}:{path}"})
+        entity = entry.entity if kind in ENTITY_KINDS else ""
+        source = DataSource(**{**_local(entry, site).model_dump(), "source": f"{kind}:{path}", "entity": entity})
     except ValidationError:
         raise DataError(
             f"`{kind}:` is not a format that can be read", hint="csv, parquet, npz, images, text or python"

@@ -1,5 +1,7 @@
 """Dividing examples among simulated clients: pure functions from labels (int64[n]) to one index array a client.
 
+Where examples have entities, the caller hands in one label an entity: what is divided is then entities.
+
 **Guarantee**: every index appears exactly once, no client is empty, indices ascend within a client, and equal arguments
 with an equal generator give equal parts.
 """

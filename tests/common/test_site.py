@@ -15,6 +15,12 @@ WRONG = {
     "empty builder": "[models.x]\nsource = ''\n",
     "colour": "[data.icu]\nsource = 'images:x'\nchannels = 2\n",
     "own folder": "folder = '/'\n",
+    "entity of images": "[data.icu]\nsource = 'images:x'\nentity = 'who'\n",
+    "entity of text": "[data.icu]\nsource = 'text:x.txt'\nentity = 'who'\n",
+    "entity of code": "[data.icu]\nsource = 'python:x.py:f'\nentity = 'who'\n",
+    "entity is the label": "[data.icu]\nsource = 'csv:x.csv'\nlabel = 'who'\nentity = 'who'\n",
+    "entity is a feature": "[data.icu]\nsource = 'csv:x.csv'\nfeatures = ['who']\nentity = 'who'\n",
+    "entity is the input": "[data.icu]\nsource = 'npz:x.npz'\ninputs = 'who'\nentity = 'who'\n",
 }
 
 
@@ -41,6 +47,14 @@ def test_a_wrong_registry_is_refused_by_the_file_s_name(tmp_path, text):
     with pytest.raises(SiteError, match=r"site\.toml") as caught:
         load_site(path)
     assert caught.value.hint
+
+
+def test_an_entity_that_cannot_be_read_says_which_formats_can(tmp_path):
+    """Nobody is left to believe that a patient is protected where a row is."""
+    path = tmp_path / "site.toml"
+    path.write_text(WRONG["entity of text"])
+    with pytest.raises(SiteError, match=r"`data\.icu\.entity`: is for csv, parquet and npz"):
+        load_site(path)
 
 
 def test_a_missing_registry_is_refused(tmp_path):

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from common.data.collection import UNLABELLED, Collection, Floats, Integers, as_examples, group_rows
+from common.data.entities import known_name, number
 from common.data.readers.labels import standardise
-from common.data.readers.table import missing_column
+from common.data.readers.table import missing_column, no_entity
 from common.errors import DataError
 from common.schema import DataSchema
 from common.site import DataSource
@@ -21,13 +22,14 @@ def read_arrays(source: DataSource, path: Path, *, labelled: bool) -> Collection
 
     Bytes (uint8) are divided by 255; `means` and `scales` count features of a table, channels of images. Labels are
     whole numbers from 0. Without declared `classes` there are as many as the largest label says, which the site thereby
-    declares public.
+    declares public. Entities are strings or whole numbers; in training an example whose entity is not known is dropped.
 
     Raises:
         DataError: The file is no npz, would need unpickling, lacks an array, or its arrays do not fit together.
     """
     where = path.name
-    arrays = _load(path, [source.inputs, source.label, *([source.group] if labelled and source.group else [])])
+    companions = [name for name in (source.group, source.entity) if name and labelled]
+    arrays = _load(path, [source.inputs, source.label, *companions])
     if source.inputs not in arrays:
         raise missing_column(source.inputs, sorted(arrays), where=where)
     inputs = _inputs(arrays[source.inputs], source, where=where)
@@ -39,13 +41,19 @@ def read_arrays(source: DataSource, path: Path, *, labelled: bool) -> Collection
         raise missing_column(source.label, sorted(arrays), where=where)
     else:
         targets = np.full(len(inputs), UNLABELLED, np.int64)
+    for name in companions:
+        if name not in arrays:
+            raise missing_column(name, sorted(arrays), where=where)
+        _same_length(arrays[name], len(inputs), name, where=where)
+    kept, entities = np.arange(len(inputs)), None
+    if labelled and source.entity:
+        kept, entities = _entities(arrays[source.entity], source.entity, where=where)
+        inputs, targets = inputs[kept], targets[kept]
     slugs: tuple[str, ...] = ()
     group_of: Integers | None = None
     if labelled and source.group:
-        if source.group not in arrays:
-            raise missing_column(source.group, sorted(arrays), where=where)
-        _same_length(arrays[source.group], len(inputs), source.group, where=where)
-        slugs, group_of = group_rows([str(v) for v in arrays[source.group].tolist()], where=where)
+        slugs, group_of = group_rows([str(v) for v in arrays[source.group][kept].tolist()], where=where)
+    rows = len(arrays[source.inputs])
     table = inputs.ndim == 2
     return Collection(
         schema=DataSchema(
@@ -55,11 +63,12 @@ def read_arrays(source: DataSource, path: Path, *, labelled: bool) -> Collection
             class_names=tuple(source.classes),
             feature_names=tuple(source.features) if table and len(source.features) == inputs.shape[1] else (),
         ),
-        examples=as_examples(inputs, targets),
-        row_ids=[str(i) for i in range(len(inputs))],
+        examples=as_examples(inputs, targets, entities),
+        row_ids=[str(i) for i in kept],
         groups=slugs,
         group_of=group_of,
-        rows=len(inputs),
+        rows=rows,
+        dropped={"has no entity": rows - len(kept)} if rows > len(kept) else {},
     )
 
 
@@ -105,6 +114,19 @@ def _targets(array: Any, rows: int, source: DataSource, *, where: str) -> Intege
             hint="labels count from 0; declare every class: classes = [...]",
         )
     return targets
+
+
+def _entities(array: Any, name: str, *, where: str) -> tuple[Integers, Integers]:
+    """The examples whose entity is known, and their entities."""
+    if array.dtype.kind not in "iuU":
+        raise DataError(
+            f"{where}: array `{name}` is of type {array.dtype}", hint="entities are strings or whole numbers"
+        )
+    names = [known_name(str(value)) for value in array.tolist()]
+    kept = np.flatnonzero([known is not None for known in names])
+    if not len(kept):
+        raise no_entity(name, where=where)
+    return kept, number([names[i] for i in kept])
 
 
 def _same_length(array: Any, rows: int, name: str, *, where: str) -> None:

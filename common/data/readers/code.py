@@ -12,6 +12,7 @@ from typing import cast
 import torch
 
 from common.config.settings import DataSettings
+from common.data.entities import check_entities
 from common.errors import CoterieError, DataError
 from common.schema import ClientData, DataSchema, Examples, Federation
 from common.user_code import load_file
@@ -56,7 +57,7 @@ def call_function(target: str, *, folder: Path, settings: DataSettings, seed: in
 
 
 def _check(federation: Federation, *, where: str) -> None:
-    """Refuse a Federation without clients, with an empty client, or whose tensors do not fit its schema."""
+    """Refuse a Federation that has no or an empty client, does not fit its schema, or divides an entity."""
     if not federation.clients:
         raise DataError(f"{where}: there are no clients", hint="return at least one ClientData")
     names = [client.name for client in federation.clients]
@@ -67,6 +68,13 @@ def _check(federation: Federation, *, where: str) -> None:
             raise DataError(f"{where}: client {client.name} has no training examples", hint="leave it out")
         _fit(client, federation.schema, where=where)
     _fit_examples(federation.test, federation.schema, where=f"{where}: the held-out part")
+    parts = [part for client in federation.clients for part in (client.train, client.test)]
+    if len({part.entities is None for part in (*parts, federation.test) if len(part)}) > 1:
+        raise DataError(
+            f"{where}: some parts have entities and some have none",
+            hint="set `entities` in all of them, to numbers of their own for examples that stand alone",
+        )
+    check_entities(federation, where=where)
 
 
 def _fit(client: ClientData, schema: DataSchema, *, where: str) -> None:
@@ -94,3 +102,14 @@ def _fit_examples(examples: Examples, schema: DataSchema, *, where: str) -> None
         raise DataError(f"{where}: targets lie outside 0..{schema.num_classes - 1}", hint="raise schema.num_classes")
     if n and not torch.isfinite(examples.inputs).all():
         raise DataError(f"{where}: inputs are not all finite", hint="replace missing values")
+    if (entities := examples.entities) is None:
+        return
+    if tuple(entities.shape) != (n,) or entities.dtype != torch.int64:
+        raise DataError(
+            f"{where}: entities are {entities.dtype}{list(entities.shape)}", hint=f"give torch.int64{[n]}, or None"
+        )
+    if n and entities.min() < 0:
+        raise DataError(
+            f"{where}: {int((entities < 0).sum())} entities are negative",
+            hint="number them from 0, and leave out examples of which it is not known whose they are",
+        )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.data.collection import Collection, Integers, as_examples, group_rows
+from common.data.entities import known_name, number
 from common.data.readers.labels import class_codes, standardise
 from common.data.readers.optional import need
 from common.errors import DataError
@@ -16,25 +17,27 @@ from common.schema import DataSchema
 from common.site import DataSource
 
 MISSING = ("", "?", "NA", "N/A", "<NA>", "NaN", "nan", "null", "NULL")
-"""What a csv writes for a missing feature. A missing label or group is only ever an empty cell: "NA" can be a class."""
+"""What a csv writes for a missing feature. A missing label or group is only ever an empty cell: "NA" can be a class.
+`common.data.entities` says when an entity is missing."""
 
 
 def read_table(source: DataSource, path: Path, *, labelled: bool) -> Collection:
     """A csv or parquet file as tabular examples.
 
-    Features are `source.features`, or every numeric column but the label and the group. A column `id` that is not a
-    feature names the rows; else they are numbered from 1.
+    Features are `source.features`, or every numeric column but the label, the group and the entity. A column `id` that
+    is not a feature names the rows; else they are numbered from 1. In training a row whose entity is not known is
+    dropped.
 
     Raises:
         DataError: The file cannot be read, has no rows, lacks a column, or a feature is not numeric.
     """
     where = path.name
     kind = source.source.partition(":")[0]
-    frame = read_frame(kind, path, as_text=(source.label, source.group))
+    frame = read_frame(kind, path, as_text=(source.label, source.group, source.entity))
     rows = len(frame)
     if rows == 0:
         raise DataError(f"{where} has no rows", hint="the first line is the header")
-    for column in (source.label, source.group):
+    for column in (source.label, source.group, source.entity):
         if column and labelled and column not in frame:
             raise missing_column(column, list(frame), where=where)
     labels = _as_text(frame[source.label]) if source.label in frame else [None] * rows
@@ -43,10 +46,19 @@ def read_table(source: DataSource, path: Path, *, labelled: bool) -> Collection:
         groups = _as_text(frame[source.group]) if source.group else [""] * rows
         keep = np.array([label is not None for label in labels])
         grouped = np.array([group is not None for group in groups])
-        dropped = {"has no label": int((~keep).sum()), "has no group": int((keep & ~grouped).sum())}
-        frame = frame[keep & grouped].reset_index(drop=True)
+        owned = np.ones(rows, bool)
+        if source.entity:
+            owned = np.array([known_name(name) is not None for name in _as_text(frame[source.entity])])
+        dropped = {
+            "has no label": int((~keep).sum()),
+            "has no group": int((keep & ~grouped).sum()),
+            "has no entity": int((keep & grouped & ~owned).sum()),
+        }
+        frame = frame[keep & grouped & owned].reset_index(drop=True)
         labels = _as_text(frame[source.label])
         if not labels:
+            if source.entity and (keep & grouped).any():
+                raise no_entity(source.entity, where=where)
             raise DataError(f"{where}: no row has a label", hint=f"column `{source.label}` holds the class")
     columns, values, missing = _features(frame, source, where=where)
     class_names, targets = class_codes(labels, source, where=where)
@@ -54,6 +66,7 @@ def read_table(source: DataSource, path: Path, *, labelled: bool) -> Collection:
     group_of: Integers | None = None
     if labelled and source.group:
         slugs, group_of = group_rows([str(group) for group in _as_text(frame[source.group])], where=where)
+    entities = number(_as_text(frame[source.entity])) if labelled and source.entity else None
     named = "id" in frame and "id" not in columns
     return Collection(
         schema=DataSchema(
@@ -63,7 +76,7 @@ def read_table(source: DataSource, path: Path, *, labelled: bool) -> Collection:
             class_names=class_names,
             feature_names=tuple(columns),
         ),
-        examples=as_examples(standardise(values, source, axis_length=len(columns), where=where), targets),
+        examples=as_examples(standardise(values, source, axis_length=len(columns), where=where), targets, entities),
         row_ids=[str(v) for v in frame["id"].tolist()] if named else [str(i + 1) for i in range(len(frame))],
         groups=slugs,
         group_of=group_of,
@@ -108,13 +121,18 @@ def missing_column(column: str, known: list[str], *, where: str) -> DataError:
     return DataError(f"{where} has no column `{column}`", hint=hint)
 
 
+def no_entity(column: str, *, where: str) -> DataError:
+    """The error for a column that says of no row whose it is."""
+    return DataError(f"{where}: no row has an entity", hint=f"`{column}` says whose each row is")
+
+
 def _as_text(column: Any) -> list[str | None]:
-    """Labels or groups as text: whole numbers without a fraction, booleans in lower case, None where missing."""
+    """Labels, groups or entities as text: whole numbers without a fraction, booleans in lower case, or None."""
     return [_cell_text(value) for value in column.astype(object).where(column.notna(), None).tolist()]
 
 
 def _cell_text(value: object) -> str | None:
-    """One label or group as text."""
+    """One label, group or entity as text."""
     if value is None:
         return None
     if isinstance(value, bool | np.bool_):
@@ -127,14 +145,16 @@ def _cell_text(value: object) -> str | None:
 def _features(frame: Any, source: DataSource, *, where: str) -> tuple[list[str], Any, dict[str, int]]:
     """The feature columns, their values (float64[n, k], NaN where missing), and how many are missing by column."""
     pandas = need("pandas", purpose="reading tables")
-    others = {source.label, source.group}
+    others = {source.label, source.group, source.entity}
     names = source.features or [
         str(c) for c in frame if c not in others and pandas.api.types.is_numeric_dtype(frame[c].dtype)
     ]
     if not names:
         raise DataError(f"{where} has no numeric column", hint="name the inputs: features = [...]")
     if overlap := others.intersection(names):
-        raise DataError(f"{where}: `{min(overlap)}` is both a feature and the label or group", hint="list it once")
+        raise DataError(
+            f"{where}: `{min(overlap)}` is both a feature and the label, group or entity", hint="list it once"
+        )
     values = np.empty((len(frame), len(names)))
     missing = {}
     for i, name in enumerate(names):

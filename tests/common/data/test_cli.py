@@ -63,6 +63,20 @@ def test_check_prints_no_record(tmp_path: Path, options: list[str]) -> None:
     assert "30" in text
 
 
+def test_check_counts_entities(tmp_path: Path) -> None:
+    """How many there are and how many rows the largest has; no name or number of one."""
+    rows = [f"SECRET-{i // 4},{i},{i % 2}\n" for i in range(29)] + [",1,1\n"]
+    (tmp_path / "own.csv").write_text("who,x,label\n" + "".join(rows))
+    (tmp_path / "site.toml").write_text('[data.own]\nsource = "csv:own.csv"\nentity = "who"\n')
+    text = run("check", "own", "--site", str(tmp_path / "site.toml"))
+    assert "entities: 8, most rows of one: 4\n" in text
+    assert ["has", "no", "entity", "1"] in [line.split() for line in text.splitlines()]
+    found = json.loads(run("check", "own", "--site", str(tmp_path / "site.toml"), "--json"))
+    assert (found["entities"], found["largest_entity"]) == (8, 4)
+    assert "SECRET" not in text + json.dumps(found)
+    assert "entities" not in run("check", "heart")
+
+
 def test_check_counts_running_text_and_own_functions(tmp_path: Path) -> None:
     """Running text has no classes; a function's federation is counted by client."""
     assert json.loads(run("check", "shakespeare", "--json"))["classes"] == {}
