@@ -1,31 +1,131 @@
-"""What was released, as frozen records. They say what happened; only `accountant` says what it costs."""
+"""What was released, as frozen records. They say what happened; only `accountant` says what it costs.
+
+All quantities are public: they come from the run's plan. `unit` names whom the mechanism protects, `trust` whom it
+protects them from: with `nobody` noise was added before anything left the site, with `coordinator` the coordinator sees
+what it adds noise to.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from common.errors import LedgerError
 
+Unit = Literal["example", "client"]
+Trust = Literal["nobody", "coordinator"]
+
+VERSION = 2
+_UNITS, _TRUSTS = ("example", "client"), ("nobody", "coordinator")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PoissonGaussian:
-    """`steps` noised sums of clipped per-example gradients, each over a Poisson sample of the data set.
+class SampledGaussian:
+    """`steps` noised sums of clipped contributions, each over a fresh Poisson sample of the units.
 
     Attributes:
-        noise_multiplier: Noise standard deviation over the L2 sensitivity of the sum; no unit.
-        sampling_rate: Probability with which each example entered each sum; public.
+        unit: Whom it protects: `example` (one example, or one entity where the data set has entities) or `client`.
+        trust: `coordinator` where the coordinator adds the noise.
+        clipping_norm: L2 bound on one unit's contribution; the first one where clipping adapts.
+        sensitivity: L2 distance of the rounded sums of neighbouring samples: `clipping_norm` plus what rounding to the
+            noise's grid and summing in floating point can add.
+        noise_stddev: Standard deviation of the noise on each coordinate; absolute.
+        count_noise_stddev: Standard deviation of the noise on the count (of b - 1/2) that adapts the clipping norm, or
+            None where nothing adapts. Sum and count are one joint release.
+        sampling_rate: Probability with which each unit entered each sum; public.
         steps: Number of sums.
+        distance: Total variation distance of all drawn noise from the exact discrete Gaussian; goes into delta.
         run: Digest of the run's configuration.
         server_round: The round, from 1.
     """
 
-    KIND: ClassVar[str] = "poisson-gaussian"
-    noise_multiplier: float
+    KIND: ClassVar[str] = "sampled-gaussian"
+    unit: Unit
+    trust: Trust
+    clipping_norm: float
+    sensitivity: float
+    noise_stddev: float
+    count_noise_stddev: float | None
     sampling_rate: float
     steps: int
+    distance: float
     run: str
     server_round: int
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise over sensitivity of sum and count together (Andrew et al. 2021, theorem 1)."""
+        inverse_square = (self.sensitivity / self.noise_stddev) ** 2
+        if self.count_noise_stddev is not None:
+            inverse_square += (0.5 / self.count_noise_stddev) ** 2
+        return 1.0 / math.sqrt(inverse_square)
+
+    def check(self) -> None:
+        """Raise LedgerError if it cannot be counted."""
+        counts = () if self.count_noise_stddev is None else (self.count_noise_stddev,)
+        _require(
+            self.unit in _UNITS
+            and self.trust in _TRUSTS
+            and _positive(self.clipping_norm, self.sensitivity, self.noise_stddev, self.sampling_rate, *counts)
+            and self.sensitivity >= self.clipping_norm
+            and self.sampling_rate <= 1
+            and _count(self.steps)
+            and _error(self.distance)
+            and _place(self.run, self.server_round)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixGaussian:
+    """All rounds of a run under noise that is correlated over rounds (DP-FTRL, matrix factorisation): one release.
+
+    A site writes one for each of its participations, alike but for the round, so that the schedule can be checked. They
+    count once: together they are the release.
+
+    Attributes:
+        unit: As in `SampledGaussian`.
+        trust: As in `SampledGaussian`.
+        clipping_norm: L2 bound on one unit's contribution to one round.
+        sensitivity: L2 distance, over all rounds together, of what the noise is added to, for any participation that
+            the schedule allows; rounding included.
+        noise_stddev: Standard deviation of the independent noise that is then correlated; absolute.
+        rounds: Rounds that the release covers.
+        participations: Most rounds of one unit.
+        min_separation: Fewest rounds from one participation of a unit to its next.
+        distance: As in `SampledGaussian`.
+        run: Digest of the run's configuration.
+        server_round: The participation that it was written for.
+    """
+
+    KIND: ClassVar[str] = "matrix-gaussian"
+    unit: Unit
+    trust: Trust
+    clipping_norm: float
+    sensitivity: float
+    noise_stddev: float
+    rounds: int
+    participations: int
+    min_separation: int
+    distance: float
+    run: str
+    server_round: int
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise over sensitivity of the whole run."""
+        return self.noise_stddev / self.sensitivity
+
+    def check(self) -> None:
+        """Raise LedgerError if it cannot be counted."""
+        _require(
+            self.unit in _UNITS
+            and self.trust in _TRUSTS
+            and _positive(self.clipping_norm, self.sensitivity, self.noise_stddev)
+            and _count(self.rounds, self.participations, self.min_separation)
+            and _error(self.distance)
+            and _place(self.run, self.server_round)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,10 +136,13 @@ class NonPrivate:
     run: str
     server_round: int
 
+    def check(self) -> None:
+        """Raise LedgerError if a field has another type than it must have."""
+        _require(_place(self.run, self.server_round))
 
-PrivacyEvent = PoissonGaussian | NonPrivate
-_KINDS: dict[str, type[PoissonGaussian | NonPrivate]] = {c.KIND: c for c in (PoissonGaussian, NonPrivate)}
-VERSION = 1
+
+PrivacyEvent = SampledGaussian | MatrixGaussian | NonPrivate
+_KINDS: dict[str, type[PrivacyEvent]] = {kind.KIND: kind for kind in (SampledGaussian, MatrixGaussian, NonPrivate)}
 
 
 def event_to_dict(event: PrivacyEvent) -> dict[str, Any]:
@@ -58,28 +161,33 @@ def event_from_dict(record: dict[str, Any]) -> PrivacyEvent:
     version, kind = fields.pop("version", None), fields.pop("kind", None)
     if version != VERSION or kind not in _KINDS:
         raise LedgerError(
-            f"unknown privacy event {kind!r} of version {version!r}", hint="this ledger was written by a newer Coterie"
+            f"unknown privacy event {kind!r} of version {version!r}",
+            hint="this ledger was written by another version of Coterie",
         )
     try:
         event = _KINDS[kind](**fields)
     except TypeError as e:
         raise LedgerError(f"a {kind} event has wrong fields", hint="the ledger was edited or damaged") from e
-    if isinstance(event, PoissonGaussian):
-        check_event(event)
+    event.check()
     return event
 
 
-def check_event(event: PoissonGaussian) -> None:
-    """Refuse an event that cannot be counted.
-
-    Raises:
-        LedgerError: A value is out of its range or not a number.
-    """
-    if not (
-        type(event.steps) is int
-        and event.steps >= 1
-        and all(type(value) in (int, float) for value in (event.sampling_rate, event.noise_multiplier))
-        and 0 < event.sampling_rate <= 1
-        and 0 < event.noise_multiplier < float("inf")
-    ):
+def _require(sound: bool) -> None:
+    if not sound:
         raise LedgerError("a privacy event has impossible values", hint="the ledger was edited or damaged")
+
+
+def _positive(*values: object) -> bool:
+    return all(type(value) in {int, float} and 0 < value < math.inf for value in values)  # type: ignore[operator]
+
+
+def _count(*values: object) -> bool:
+    return all(type(value) is int and value >= 1 for value in values)
+
+
+def _error(value: object) -> bool:
+    return type(value) in {int, float} and 0 <= value < 1  # type: ignore[operator]
+
+
+def _place(run: object, server_round: object) -> bool:
+    return type(run) is str and _count(server_round)
