@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from torch import Tensor, nn
 
@@ -10,18 +10,6 @@ from common.errors import ModelError
 from common.models.layers import MAX_WIDTH, vocabulary
 from common.models.options import Option
 from common.schema import DataSchema
-
-
-class SequenceLSTM(nn.LSTM):
-    """`nn.LSTM` that returns its output sequence only, with the same parameters under the same names.
-
-    Opacus's hooks see a layer's first output and no more: a layer with a single output cannot be used wrongly.
-    """
-
-    def forward(self, inputs: Tensor, hx: Any = None) -> Tensor:  # type: ignore[override]  # one result, not two
-        """float32[n, length, features] to float32[n, length, directions * hidden]."""
-        outputs: Tensor = super().forward(inputs, hx)[0]
-        return outputs
 
 
 class TokenLSTM(nn.Module):
@@ -37,13 +25,13 @@ class TokenLSTM(nn.Module):
         super().__init__()
         self.per_position = schema.per_position
         self.embedding = nn.Embedding(vocabulary(schema, model="lstm"), embedding)
-        self.lstm = SequenceLSTM(embedding, hidden, num_layers=layers, batch_first=True, bidirectional=both)
+        self.lstm = nn.LSTM(embedding, hidden, num_layers=layers, batch_first=True, bidirectional=both)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden * (2 if both else 1), schema.num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits."""
-        outputs = self.lstm(self.embedding(tokens))
+        outputs, _ = self.lstm(self.embedding(tokens))
         logits: Tensor = self.head(self.dropout(outputs if self.per_position else outputs.mean(dim=1)))
         return logits
 

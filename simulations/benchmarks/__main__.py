@@ -14,13 +14,22 @@ from rich.table import Table
 
 from simulations.benchmarks import engine
 
-BENCHMARKS = {"engine": engine.figures}
+
+def _dp(*, quick: bool) -> dict[str, float]:
+    from simulations.benchmarks import dp  # Opacus takes seconds to import
+
+    return dp.figures(quick=quick)
+
+
+BENCHMARKS = {"engine": engine.figures, "dp": _dp}
 
 
 def main(
     name: Annotated[str, typer.Argument(help=f"Which benchmark: {', '.join(BENCHMARKS)}.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer pairs; ends within 45 s.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer pairs: engine ends within 45 s, dp within 150 s.")
+    ] = False,
 ) -> None:
     """Measure, and print figures with the machine they were made on."""
     if name not in BENCHMARKS:

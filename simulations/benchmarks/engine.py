@@ -43,7 +43,7 @@ def ratio(workload: Workload, workers: int, clock: Callable[[], float], pairs: i
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="coterie-") as temporary:
         config = _config(workload, WARM_UP + pairs)
-        prepared = prepare(config, ledgers=Path(temporary) / "ledger", site_file=SITE)
+        prepared = prepare(config, folder=Path(temporary), site_file=SITE)
         data = {
             number: (client.train.inputs, client.train.targets)
             for number, client in enumerate(prepared.federation.clients)

@@ -110,7 +110,7 @@ def test_the_lstm_keeps_torchs_parameter_names(text):
     plain = nn.LSTM(32, 8, num_layers=2, batch_first=True, bidirectional=True)
     plain.load_state_dict(model.lstm.state_dict())
     inputs = torch.randn(3, 7, 32)
-    assert torch.equal(model.lstm(inputs), plain(inputs)[0])
+    assert torch.equal(model.lstm(inputs)[0], plain(inputs)[0])
 
 
 @pytest.mark.parametrize("name", ["lstm", "transformer"])
