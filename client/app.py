@@ -18,20 +18,33 @@ from flwr.clientapp.typing import Mod
 from numpy.typing import NDArray
 from torch import nn
 
-from client.mods import guard_mod, privacy_mod
-from client.request import TrainRequest, parse_query, parse_request
-from client.trainer import learning_rate_at, resolve_device, train_plain, train_private
+from client.mods import PrivacyResources, clipping_mod, guard_mod, privacy_mod
+from client.request import TrainRequest, parse_query, parse_request, read_arrays
+from client.trainer import learning_rate_at, resolve_device, train_plain, train_private, unchanged
 from common.config import RunConfig
 from common.errors import FailureCode, ModelError, PeerError
-from common.flower import CLIENT, CONFIG, TRAIN_LOSS, WEIGHT, arrays_of, prepare_process, update_reply
+from common.flower import (
+    CLIENT,
+    CLIPPING_NORM,
+    CONFIG,
+    RUN,
+    TRAIN_LOSS,
+    WEIGHT,
+    prepare_process,
+    update_reply,
+)
 from common.models import build_model, check_private
 from common.models.weights import ModelWeights
-from common.privacy import Ledger, SecureNoise
+from common.privacy import NoiseSource
+from common.privacy.bookkeeping import Bookkeeping
 from common.schema import ClientData, DataSchema
 from common.site import Site
 
+_CLIPPING = "clipping"
+"""Record of a client's own state, kept between rounds and never sent."""
 
-class Resources(Protocol):
+
+class Resources(PrivacyResources, Protocol):
     """What a client's own machine provides: it decides what registered names mean."""
 
     @property
@@ -41,25 +54,21 @@ class Resources(Protocol):
     def data(self, request: TrainRequest, context: Context) -> tuple[DataSchema, ClientData]:
         """The examples that this client trains on."""
 
-    def ledger(self, request: TrainRequest, context: Context) -> Ledger:
-        """Where this client records privacy events."""
+    def noise(self, request: TrainRequest, context: Context) -> NoiseSource:
+        """Where noise and Poisson samples come from."""
 
 
 class LoadedModel:
     """A model kept between rounds, ready to train."""
 
-    def __init__(self, model: nn.Module, device: torch.device, *, private: bool) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, *, unit: str) -> None:
         self.model = model.to(device)
         self.device = device
         self.weights = ModelWeights(self.model)
-        if private:  # Opacus takes seconds to import
-            from opacus.grad_sample import GradSampleHooks
-
-            from common.privacy.per_sample import register_samplers
-
+        self.bookkeeping: Bookkeeping | None = None
+        if unit == "example":
             check_private(model)
-            register_samplers(model)
-            self.hooks = GradSampleHooks(model, batch_first=True, loss_reduction="sum", strict=True)
+            self.bookkeeping = Bookkeeping(model)
 
     def load(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Take over the weights that came; what does not fit was asked of the wrong client."""
@@ -73,12 +82,10 @@ def make_client_app(resources: Resources, *, mods: Sequence[Mod] = ()) -> Client
     """The ClientApp of one site, or of all clients of a simulation.
 
     Args:
-        resources: Data, models and ledger of this machine.
+        resources: Data, models, rules and ledger of this machine.
         mods: Further mods, between the guard (outermost) and the privacy mod.
     """
     prepare_process()
-    source = SecureNoise()
-    privacy = privacy_mod(resources.ledger)
     app = ClientApp()
 
     models: dict[str, LoadedModel] = {}  # of the current run: a process works on one run at a time
@@ -88,17 +95,18 @@ def make_client_app(resources: Resources, *, mods: Sequence[Mod] = ()) -> Client
             models.clear()
             config = request.config
             model = build_model(config.model, schema, site=resources.site)
-            models[request.digest] = LoadedModel(model, resolve_device(config.training.device), private=config.private)
+            device = resolve_device(config.training.device)
+            models[request.digest] = LoadedModel(model, device, unit=config.privacy.unit)
         return models[request.digest]
 
-    @app.train(mods=[guard_mod, *mods, privacy])
+    @app.train(mods=[guard_mod, *mods, privacy_mod(resources), clipping_mod])
     def train(message: Message, context: Context) -> Message:
         request = parse_request(message)
         schema, data = resources.data(request, context)
         slot = loaded(request, schema)
-        slot.load(_arrays(message))
+        slot.load(read_arrays(message))
         try:
-            metrics = _train(slot, data, request, source)
+            metrics = _train(slot, data, request, resources.noise(request, context), context)
         except BaseException:
             models.clear()  # half a step's gradients must not enter the next round's sum
             raise
@@ -114,36 +122,45 @@ def make_client_app(resources: Resources, *, mods: Sequence[Mod] = ()) -> Client
     return app
 
 
-def _arrays(message: Message) -> dict[str, NDArray[Any]]:
-    """The weights that came; never unpickled."""
-    try:
-        return arrays_of(message.content)
-    except Exception as e:
-        raise PeerError(FailureCode.INVALID_REQUEST) from e
-
-
-def _train(slot: LoadedModel, data: ClientData, request: TrainRequest, source: SecureNoise) -> dict[str, float]:
+def _train(
+    slot: LoadedModel, data: ClientData, request: TrainRequest, source: NoiseSource, context: Context
+) -> dict[str, float]:
     """Train in place; the metrics of the reply. With privacy these are constants of the plan, not of the data."""
-    config = request.config
+    config, mu = request.config, request.proximal_mu
     rate = learning_rate_at(config.training, request.server_round, config.rounds)
     _seed_training(config, request.server_round, data.name, slot.device)
     examples = data.train.to(slot.device)
-    if request.plan is not None:
-        train_private(
+    if request.plan is not None and slot.bookkeeping is not None:
+        norm = train_private(
             slot.model,
             examples,
             config.training,
+            bookkeeping=slot.bookkeeping,
             plan=request.plan,
             learning_rate=rate,
             source=source,
-            proximal_mu=request.proximal_mu,
+            proximal_mu=mu,
+            clipping_norm=_kept_norm(context, request),
         )
+        if config.privacy.clipping == "adaptive":
+            context.state[_CLIPPING] = ConfigRecord({RUN: request.digest, CLIPPING_NORM: norm})
         return {WEIGHT: 1.0}
-    loss = train_plain(slot.model, examples, config.training, learning_rate=rate, proximal_mu=request.proximal_mu)
+    if request.plan is not None:  # the whole update is bounded by `clipping_mod`
+        with unchanged(slot.model):
+            train_plain(slot.model, examples, config.training, learning_rate=rate, proximal_mu=mu)
+        return {WEIGHT: 1.0}
+    loss = train_plain(slot.model, examples, config.training, learning_rate=rate, proximal_mu=mu)
     if not np.isfinite(loss):
         raise PeerError(FailureCode.NON_FINITE_UPDATE)
     weight = float(len(examples)) if config.strategy.weighting == "examples" else 1.0
     return {WEIGHT: weight, TRAIN_LOSS: loss}
+
+
+def _kept_norm(context: Context, request: TrainRequest) -> float | None:
+    """Where adaptive clipping stood after this client's last round of the same run."""
+    kept = context.state.config_records.get(_CLIPPING)
+    norm = kept.get(CLIPPING_NORM) if kept is not None and kept.get(RUN) == request.digest else None
+    return norm if isinstance(norm, float) else None
 
 
 def _seed_training(config: RunConfig, server_round: int, client: str, device: torch.device) -> None:

@@ -3,26 +3,53 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from numpy.typing import NDArray
 
 from common.config import RunConfig
 from common.config.load import parse_config
 from common.errors import CoterieError, FailureCode, PeerError
-from common.flower import NOISE, PARTICIPATIONS, ROUND, RUN, config_of
+from common.flower import (
+    ARRAYS,
+    CLIENTS,
+    CLIPPING_NORM,
+    NOISE,
+    ORDER,
+    PARTICIPATIONS,
+    ROUND,
+    RUN,
+    SEPARATION,
+    arrays_of,
+    config_of,
+)
 from common.privacy import PrivacyPlan, make_plan
+from common.privacy.clipping import LARGEST_NORM, SMALLEST_NORM
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Calibrated:
+    """What a message says that the plan was calibrated to; `make_plan` counts it again."""
+
+    noise_multiplier: float
+    order: int
+    participations: int
+    min_separation: int
+    clients: int
+    dimensions: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainRequest:
     """One round's work: which run, which round, and under which privacy plan (None: without privacy).
 
-    `digest` names the configuration: what is made for a run can be kept under it.
+    `digest` names the configuration: what is made for a run can be kept under it. `clipping_norm` is the present bound
+    on an update (privacy unit `client`), 0 elsewhere.
     """
 
     config: RunConfig
@@ -30,6 +57,7 @@ class TrainRequest:
     server_round: int
     plan: PrivacyPlan | None
     proximal_mu: float
+    clipping_norm: float
 
 
 def parse_request(message: Message) -> TrainRequest:
@@ -50,23 +78,62 @@ def parse_query(message: Message) -> TrainRequest:
     return _parse(message, train=False)
 
 
+def read_arrays(message: Message) -> dict[str, NDArray[Any]]:
+    """The weights that came; never unpickled, not to be written to.
+
+    Raises:
+        PeerError: There are none, or they are no arrays.
+    """
+    try:
+        return arrays_of(message.content)
+    except Exception as e:
+        raise PeerError(FailureCode.INVALID_REQUEST) from e
+
+
 def _parse(message: Message, *, train: bool) -> TrainRequest:
     try:
         record = config_of(message.content)
         text = _field(record, RUN, str)
         config, digest = _config(text)
-        plan = None
+        plan, clipping_norm = None, 0.0
         if train and config.private:
-            plan = _plan(text, _field(record, NOISE, float), _field(record, PARTICIPATIONS, int))
+            said = Calibrated(
+                noise_multiplier=_field(record, NOISE, float),
+                order=_field(record, ORDER, int),
+                participations=_field(record, PARTICIPATIONS, int),
+                min_separation=_field(record, SEPARATION, int),
+                clients=_field(record, CLIENTS, int),
+                dimensions=_dimensions(message),
+            )
+            plan = _plan(text, said)
+            if config.privacy.unit == "client":
+                clipping_norm = _field(record, CLIPPING_NORM, float)
+                if not SMALLEST_NORM <= clipping_norm <= LARGEST_NORM:
+                    raise ValueError(clipping_norm)
         server_round = _field(record, ROUND, int)
         if server_round > config.rounds:
             raise ValueError(server_round)
         mu = record.get("proximal-mu", 0.0)
         if not isinstance(mu, float) or not 0 <= mu < math.inf:
             raise ValueError(mu)
-        return TrainRequest(config=config, digest=digest, server_round=server_round, plan=plan, proximal_mu=mu)
+        return TrainRequest(
+            config=config,
+            digest=digest,
+            server_round=server_round,
+            plan=plan,
+            proximal_mu=mu,
+            clipping_norm=clipping_norm,
+        )
     except (CoterieError, KeyError, TypeError, ValueError) as e:
         raise PeerError(FailureCode.INVALID_REQUEST) from e
+
+
+def _dimensions(message: Message) -> int:
+    """How many values the model has that can be trained, at most: each is rounded to the noise's grid."""
+    record = message.content[ARRAYS]
+    if not isinstance(record, ArrayRecord):
+        raise TypeError(ARRAYS)
+    return max(1, sum(math.prod(array.shape) for array in record.values() if array.dtype.startswith("float")))
 
 
 def _field(record: ConfigRecord, key: str, kind: type[T]) -> T:
@@ -86,5 +153,5 @@ def _config(text: str) -> tuple[RunConfig, str]:
 
 
 @lru_cache(maxsize=8)
-def _plan(text: str, noise_multiplier: float, participations: int) -> PrivacyPlan:
-    return make_plan(_config(text)[0], participations=participations, noise_multiplier=noise_multiplier)
+def _plan(text: str, said: Calibrated) -> PrivacyPlan:
+    return make_plan(_config(text)[0], **asdict(said))

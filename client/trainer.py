@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from common.config import TrainingSettings
-from common.privacy import NoiseSource, PrivacyPlan
-from common.privacy.noise import poisson_sample
+from common.privacy import NoiseSource, PrivacyPlan, UnitSampler
+from common.privacy.bookkeeping import Bookkeeping
+from common.privacy.noise.prefetch import Prefetch
 from common.schema import Examples
+
+_WORTH_A_THREAD = 1 << 16
+"""Values of noise a step; fewer are drawn in less time than a thread takes to start."""
 
 
 def train_plain(
@@ -56,36 +60,71 @@ def train_private(
     examples: Examples,
     settings: TrainingSettings,
     *,
+    bookkeeping: Bookkeeping,
     plan: PrivacyPlan,
     learning_rate: float,
     source: NoiseSource,
     proximal_mu: float = 0.0,
-) -> None:
-    """Train with DP-SGD (Abadi et al. 2016, algorithm 1), protecting each example; returns nothing that was not noised.
+    clipping_norm: float | None = None,
+) -> float:
+    """Train with DP-SGD (Abadi et al. 2016, algorithm 1), protecting each example, or each entity where there are some.
 
-    `model` must have Opacus' per-example gradient hooks attached. Each of the plan's steps takes a fresh Poisson
-    sample; a step over an empty sample still adds noise. What is not trained stays as it was: a layer's running
-    statistics are those of private examples.
+    Each of the plan's steps takes a fresh Poisson sample; a step over an empty sample still adds noise. What is not
+    trained stays as it was: a layer's running statistics are those of private examples.
+
+    Args:
+        model: Its parameters are changed in place.
+        examples: The client's own.
+        settings: Optimizer, precision, physical batch.
+        bookkeeping: Attached to the model; gives per-example gradients.
+        plan: Sampler, clipper and noise.
+        learning_rate: Of this round.
+        source: Secure noise.
+        proximal_mu: Pull towards the parameters at the start (FedProx).
+        clipping_norm: Where adaptive clipping stood after the client's last round; None starts with the plan's.
+
+    Returns:
+        The clipping norm for the client's next round. Like the parameters it follows from noised values alone.
     """
     from common.privacy.optimizer import PrivateOptimizer  # Opacus takes seconds to import
-    from common.privacy.per_sample import expected_warnings
 
     _set_training(model)
-    parameters = list(trainable(model))
-    fixed = [*model.buffers(), *(p for p in model.parameters() if not p.requires_grad)]
-    before = [tensor.detach().clone() for tensor in fixed]
+    parameters = bookkeeping.parameters
     start = [p.detach().clone() for p in parameters] if proximal_mu else []
-    optimizer = PrivateOptimizer(make_optimizer(parameters, settings, learning_rate), plan=plan, source=source)
     cast = _autocast(settings, parameters[0].device)
-    with expected_warnings():
+    sampler = UnitSampler(examples.entities, len(examples))
+    with unchanged(model), _drawn_ahead(source, plan, sum(p.numel() for p in parameters)) as noise:
+        optimizer = PrivateOptimizer(
+            make_optimizer(parameters, settings, learning_rate),
+            bookkeeping=bookkeeping,
+            plan=plan,
+            source=noise,
+            clipping_norm=clipping_norm,
+        )
         for _ in range(plan.local_steps):
-            chosen = poisson_sample(len(examples), rate=plan.sampling_rate, source=source).to(examples.targets.device)
+            chosen = sampler.sample(plan, source).to(examples.targets.device)
             for part in _physical(examples.take(chosen), settings.max_physical_batch):
                 with cast:
                     losses = example_losses(model(part.inputs), part.targets)
                 losses.sum().backward()  # type: ignore[no-untyped-call]
                 optimizer.accumulate(len(part))
             optimizer.finish_step(start=start, proximal_mu=proximal_mu)
+    return optimizer.clipper.norm
+
+
+def _drawn_ahead(source: NoiseSource, plan: PrivacyPlan, count: int) -> AbstractContextManager[NoiseSource]:
+    """The source, with each step's noise drawn by a thread while the model computes, where that is worth a thread."""
+    if count < _WORTH_A_THREAD or plan.clipping == "adaptive":  # its count needs a draw of its own in between
+        return nullcontext(source)
+    return Prefetch(source, count=count, batches=plan.local_steps)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Put back, at the end, whatever of the model is not trained: buffers and frozen parameters."""
+    fixed = [*model.buffers(), *(p for p in model.parameters() if not p.requires_grad)]
+    before = [tensor.detach().clone() for tensor in fixed]
+    yield
     with torch.no_grad():
         for tensor, values in zip(fixed, before, strict=True):
             tensor.copy_(values)
@@ -173,7 +212,7 @@ def _batches(examples: Examples, settings: TrainingSettings) -> Iterator[Example
         position = step % per_epoch
         if position == 0 and settings.shuffle:
             shuffled = examples.take(torch.randperm(count).to(examples.targets.device))
-        yield _slice(shuffled, position * size, size)
+        yield shuffled.part(position * size, (position + 1) * size)
 
 
 def _physical(batch: Examples, most: int) -> Iterator[Examples]:
@@ -182,12 +221,7 @@ def _physical(batch: Examples, most: int) -> Iterator[Examples]:
         yield batch
         return
     for begin in range(0, len(batch), most):
-        yield _slice(batch, begin, most)
-
-
-def _slice(examples: Examples, begin: int, size: int) -> Examples:
-    end = begin + size
-    return Examples(inputs=examples.inputs[begin:end], targets=examples.targets[begin:end])
+        yield batch.part(begin, begin + most)
 
 
 def _autocast(settings: TrainingSettings, device: torch.device) -> AbstractContextManager[object]:

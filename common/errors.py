@@ -121,6 +121,7 @@ class FailureCode(IntEnum):
     INVALID_REQUEST = 1005
     INVALID_REPLY = 1006
     CLIENT_LOST = 1007
+    POLICY_REFUSED = 1008
 
     @property
     def slug(self) -> str:
@@ -141,6 +142,7 @@ _SENTENCES = {
     FailureCode.INVALID_REQUEST: "the client does not do what it was asked",
     FailureCode.INVALID_REPLY: "the reply does not fit the model",
     FailureCode.CLIENT_LOST: "the client's process ended before it answered",
+    FailureCode.POLICY_REFUSED: "the site does not take part in such a run",
 }
 
 

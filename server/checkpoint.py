@@ -1,8 +1,8 @@
 """A run's state between two rounds, in one file that is either whole or not there. Never pickle.
 
-A checkpoint is a safetensors file with arrays `model/...`, `strategy/...` and `best/...`. Its header carries everything
-else as JSON, and a SHA-256 over all of it: safetensors notices a file that was cut off, not one whose bytes changed. It
-guards against failing disks, not against somebody who can write the file.
+A checkpoint is a safetensors file with arrays `model/...`, `strategy/...`, `best/...` and `noise/...`. Its header
+carries everything else as JSON, and a SHA-256 over all of it: safetensors notices a file that was cut off, not one
+whose bytes changed. It guards against failing disks, not against somebody who can write the file.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class Checkpoint:
         sampler: What `CohortSampler.state` returned.
         progress: Small and JSON-able: the best round so far, what patience has counted, spent budget.
         best_arrays: The best model so far, where the run selects it.
+        noise: What `Releases.state` returned; with correlated noise there are sums without noise in it.
         warnings: On loading, what was wrong with newer files; one sentence each.
     """
 
@@ -53,6 +54,7 @@ class Checkpoint:
     sampler: Mapping[str, int] = field(default_factory=dict)
     progress: Mapping[str, Any] = field(default_factory=dict)
     best_arrays: Arrays | None = None
+    noise: Arrays = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -78,6 +80,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     spaces = {"model": checkpoint.arrays, "strategy": checkpoint.strategy}
     if checkpoint.best_arrays is not None:
         spaces["best"] = checkpoint.best_arrays
+    if checkpoint.noise:
+        spaces["noise"] = checkpoint.noise
     body = json.dumps(
         {
             "version": _VERSION,
@@ -91,7 +95,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     named = {f"{space}/{name}": values for space, arrays in spaces.items() for name, values in arrays.items()}
     tensors = {name: _plain(name, values) for name, values in named.items()}
     header = {_HEADER: json.dumps({"body": body, "sha256": _digest(body, tensors)})}
-    path = folder / f"round-{checkpoint.server_round:05d}.safetensors"
+    path = _path(folder, checkpoint.server_round)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
@@ -124,15 +128,28 @@ def load_checkpoint(folder: Path, config_digest: str) -> Checkpoint | None:
         except _DamagedError as e:
             warnings += (f"{path.name} is damaged ({e}) and was passed over",)
             continue
-        if checkpoint.config_digest != config_digest:
-            raise RunError(
-                f"{path} is a checkpoint of another configuration",
-                hint="resume with the run's own run.toml, or start a new run",
-            )
+        _check_configuration(path, checkpoint, config_digest)
         return replace(checkpoint, warnings=warnings)
     if warnings:
         raise RunError(f"{folder} holds no checkpoint that is whole: {'; '.join(warnings)}", hint="start a new run")
     return None
+
+
+def load_round(folder: Path, server_round: int, config_digest: str) -> Checkpoint | None:
+    """The checkpoint of one round, or None where there is none; never another round's instead.
+
+    Raises:
+        RunError: It is of another configuration or version, damaged, or cannot be read.
+    """
+    path = _path(folder, server_round)
+    if not path.exists():
+        return None
+    try:
+        checkpoint = _read(path)
+    except _DamagedError as e:
+        raise RunError(f"{path} is damaged ({e})", hint="start a new run: nothing else can stand for it") from e
+    _check_configuration(path, checkpoint, config_digest)
+    return checkpoint
 
 
 def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
@@ -141,6 +158,18 @@ def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
         return []
     matches = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
     return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def _path(folder: Path, server_round: int) -> Path:
+    return folder / f"round-{server_round:05d}.safetensors"
+
+
+def _check_configuration(path: Path, checkpoint: Checkpoint, config_digest: str) -> None:
+    if checkpoint.config_digest != config_digest:
+        raise RunError(
+            f"{path} is a checkpoint of another configuration",
+            hint="resume with the run's own run.toml, or start a new run",
+        )
 
 
 def _read(path: Path) -> Checkpoint:
@@ -165,6 +194,7 @@ def _read(path: Path) -> Checkpoint:
         sampler=body["sampler"],
         progress=body["progress"],
         best_arrays=spaces.get("best"),
+        noise=spaces.get("noise", {}),
     )
 
 

@@ -1,5 +1,7 @@
 """The round loop: sample a cohort, let the strategy ask, fold the answers, evaluate, checkpoint.
 
+Under client-level privacy the answers are clipped, summed and released with noise instead (`server.release`).
+
 Flower's `Strategy.start` has no resume, no checkpoint hook and samples with the global `random`; this loop drives the
 same hooks (`configure_train`, `aggregate_train`) of an unmodified strategy and does these things itself.
 """
@@ -7,7 +9,6 @@ same hooks (`configure_train`, `aggregate_train`) of an unmodified strategy and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -16,99 +17,37 @@ import structlog
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
-from torch import nn
 
-from common.config import RunConfig
-from common.errors import FailureCode, RunError
+from common.errors import FailureCode, PrivacyError, RunError
 from common.flower import (
     ARRAYS,
+    CLIENTS,
+    CLIPPING_NORM,
     NOISE,
+    ORDER,
     PARTICIPATIONS,
     RUN,
+    SEPARATION,
     TRAIN_LOSS,
+    WITHIN,
     arrays_of,
     from_record,
     to_record,
 )
 from common.models.weights import ModelWeights
-from common.privacy import PrivacyPlan
-from common.schema import Examples
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from server.cohort import CohortSampler, Sampler, participations
+from server.cohort import CohortSampler, Sampler, min_separation, participations
 from server.evaluation import Evaluation, evaluate
-from server.grids import CheckedGrid, FoldingGrid
+from server.grids import CheckedGrid, ClippedSum, ClippedSumGrid, FoldingGrid, noised_reply, trainable_names
+from server.job import Arrays, Job, Observer, Outcome, RoundRecord
+from server.release import Release, Releases
 from server.roster import CohortView, discover
-from server.store import RunFolder
 from server.strategies import cast_like, largest_value, make_strategy, minimum_replies, replies_needed
 from server.strategy_state import restore_strategy, strategy_state
 
+__all__ = ["Coordinator", "Job", "Observer", "Outcome", "RoundRecord"]
+
 log = structlog.get_logger()
-
-Arrays = dict[str, "NDArray[Any]"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoundRecord:
-    """What happened in one round; `None` where nothing was measured."""
-
-    server_round: int
-    cohort: list[str]
-    survivors: list[str]
-    failures: dict[str, str]
-    train_loss: float | None
-    accuracy: float | None
-    loss: float | None
-    aggregate_refused: bool
-    """Whether the survivors' aggregate was not finite, so that the model stayed as it was."""
-    seconds: dict[str, float]
-    """Wall seconds of `train`, `aggregate`, `evaluate`, and of the `checkpoint` before this round."""
-
-
-class Observer:
-    """Told of everything as it happens; does nothing unless a method is overridden."""
-
-    def round_started(self, server_round: int, cohort: list[str]) -> None:
-        """A cohort was sampled and is about to be asked."""
-
-    def reply_received(self, client: str, failure: FailureCode | None) -> None:
-        """A client answered, or failed to."""
-
-    def round_finished(self, record: RoundRecord) -> None:
-        """A round is complete; its checkpoint is written next."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """A run to be coordinated.
-
-    Attributes:
-        config: The run's configuration.
-        model: A model with the starting weights; used for evaluation, its weights change.
-        held_out: The coordinator's own examples, or None.
-        plan: The privacy plan, or None without privacy.
-        folder: Where rounds and checkpoints are kept, or None to keep nothing.
-        sampler: Who is asked; None makes one from the configuration.
-        observer: Told of everything.
-    """
-
-    config: RunConfig
-    model: nn.Module
-    held_out: Examples | None = None
-    plan: PrivacyPlan | None = None
-    folder: RunFolder | None = None
-    sampler: Sampler | None = None
-    observer: Observer = field(default_factory=Observer)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """A finished run: the chosen round's weights and what is known of them."""
-
-    arrays: Arrays
-    rounds: int
-    selected_round: int
-    evaluation: Evaluation | None
-    stopped_early: bool
 
 
 class Coordinator:
@@ -118,20 +57,39 @@ class Coordinator:
         config = job.config
         self._job = job
         self._strategy = make_strategy(config.strategy, client_learning_rate=config.training.learning_rate)
-        self._sampler: Sampler = job.sampler or CohortSampler(config.cohort, seed=config.seeds.cohort)
+        self._sampler: Sampler = job.sampler or CohortSampler(config.cohort, seed=config.seeds.cohort, noise=job.noise)
         self._weights = ModelWeights(job.model)
         self._arrays: Arrays = self._weights.copy()
+        self._trainable = trainable_names(job.model)
+        self._releases = self._make_releases()
         self._best: tuple[int, Evaluation, Arrays] | None = None
         self._last: Evaluation | None = None
         self._since_best = 0
         self._any_update = False
         self._checkpoint_seconds = 0.0
 
+    def _make_releases(self) -> Releases | None:
+        """What adds noise here, under client-level privacy."""
+        job = self._job
+        if job.config.privacy.unit != "client":
+            return None
+        if job.plan is None:
+            raise PrivacyError("the run is private but has no plan", hint="make one with `make_plan`")
+        return Releases(
+            job.plan,
+            run=job.config.digest(),
+            dimensions=sum(self._arrays[name].size for name in self._trainable),
+            ledger=job.ledger,
+            noise=job.noise,
+            checkpoints=job.folder.checkpoints if job.folder else None,
+        )
+
     def run(self, grid: Grid) -> Outcome:
         """Train until the last round, or until evaluation says to stop; continue after the last checkpoint, if any.
 
         Raises:
             RunError: There is no client, no round had an update, or the checkpoint is of another configuration.
+            PrivacyError: The coordinator's ledger does not allow a round, or cannot be written.
         """
         config = self._job.config
         done = self._resume()
@@ -159,11 +117,15 @@ class Coordinator:
         )
 
     def _check_plan(self, clients: int) -> None:
-        """The noise was calibrated for a number of clients: with fewer, each would be asked more often."""
-        job = self._job
-        if job.plan is None or job.sampler is not None:
+        """The noise was calibrated for a number of clients: with fewer, each would be asked more often, or sooner."""
+        job, plan, cohort = self._job, self._job.plan, self._job.config.cohort
+        if plan is None or job.sampler is not None:
             return
-        if participations(job.config.cohort, clients, job.config.rounds) > job.plan.participations:
+        if (
+            participations(cohort, clients, job.config.rounds) > plan.participations
+            or min_separation(cohort, clients) < plan.min_separation
+            or (cohort.sampling == "poisson" and plan.unit == "client" and cohort.size / clients > plan.sampling_rate)
+        ):
             raise RunError(
                 f"only {clients} clients are there, too few for the privacy plan",
                 hint="start it again with all clients",
@@ -172,7 +134,10 @@ class Coordinator:
     def _round(self, grid: Grid, roster: Mapping[str, int], server_round: int) -> None:
         job, config, clock = self._job, self._job.config, _Clock()
         cohort = self._sampler.sample(server_round, list(roster))
-        names = {roster[name]: name for name in cohort}
+        release = self._releases.stored(server_round) if self._releases else None
+        if release is not None:
+            cohort = release.cohort
+        names = {roster[name]: name for name in cohort if name in roster}
         job.observer.round_started(server_round, cohort)
         fates: dict[str, FailureCode | None] = {}
 
@@ -185,7 +150,7 @@ class Coordinator:
             grid,
             template=self._arrays,
             equal_weights=config.private or config.strategy.weighting == "equal",
-            metrics=() if config.private else (TRAIN_LOSS,),
+            metrics=self._metrics(),
             largest=largest_value(config.strategy),
             on_reply=on_reply,
         )
@@ -193,16 +158,27 @@ class Coordinator:
         start = to_record(self._arrays)
         request = self._strategy.configure_train(server_round, start, self._request(), view)
         messages = sorted(request, key=lambda message: names[message.metadata.dst_node_id])
-        asking = FoldingGrid(view) if replies_needed(self._strategy) == "mean" else view
-        replies = list(asking.send_and_receive(messages, timeout=config.cohort.deadline_seconds or None))
+        if release is not None:
+            for name, fate in release.fates.items():
+                fates[name] = fate
+                job.observer.reply_received(name, fate)
+            replies = [noised_reply(self._arrays, self._trainable, release.mean, to=None)]
+        elif self._releases is not None:
+            release, replies = self._noised(self._releases, server_round, view, messages, cohort=cohort, fates=fates)
+        else:
+            asking = FoldingGrid(view) if replies_needed(self._strategy) == "mean" else view
+            replies = list(asking.send_and_receive(messages, timeout=config.cohort.deadline_seconds or None))
         clock.lap("train")
         survivors = [name for name in cohort if name in fates and fates[name] is None]
         train_loss, refused = None, False
-        if len(survivors) >= max(config.cohort.min_survivors, minimum_replies(config.strategy)):
-            replies.sort(key=lambda reply: names[reply.metadata.src_node_id])
+        fewest = max(config.cohort.min_survivors, minimum_replies(config.strategy))
+        if release is not None or len(survivors) >= fewest:  # what was released is used, whoever answered
+            replies.sort(key=lambda reply: names.get(reply.metadata.src_node_id, ""))
             for reply in replies:
                 _make_writable(reply)
+            before = self._any_update
             refused, train_loss = self._aggregate(server_round, replies, start)
+            self._any_update &= before or bool(survivors)  # noise alone trains nothing
         clock.lap("aggregate")
         evaluation = self._judge(server_round)
         clock.lap("evaluate")
@@ -215,6 +191,8 @@ class Coordinator:
             accuracy=evaluation.accuracy if evaluation else None,
             loss=evaluation.loss if evaluation else None,
             aggregate_refused=refused,
+            clipping_norm=release.clipping_norm if release else None,
+            within=release.within if release else None,
             seconds={**clock.laps, "checkpoint": self._checkpoint_seconds},
         )
         # The record comes before the checkpoint: a resumed run drops records without one, and could not add a lost one.
@@ -223,6 +201,33 @@ class Coordinator:
         self._save(server_round)
         clock.lap("checkpoint")
         self._checkpoint_seconds = clock.laps["checkpoint"]
+
+    def _noised(
+        self,
+        releases: Releases,
+        server_round: int,
+        view: Grid,
+        messages: list[Message],
+        *,
+        cohort: list[str],
+        fates: Mapping[str, FailureCode | None],
+    ) -> tuple[Release, list[Message]]:
+        """Ask the cohort, release the noised mean of its clipped updates; the release, and what the strategy sees."""
+        released: list[Release] = []
+
+        def release(total: ClippedSum) -> NDArray[np.float64]:
+            released.append(releases.release(server_round, total, cohort=cohort, fates=fates))
+            return released[-1].mean
+
+        asking = ClippedSumGrid(
+            view,
+            model=self._arrays,
+            trainable=self._trainable,
+            clipping_norm=releases.clipping_norm,
+            release=release,
+        )
+        replies = list(asking.send_and_receive(messages, timeout=self._job.config.cohort.deadline_seconds or None))
+        return released[0], replies
 
     def _aggregate(self, server_round: int, replies: list[Message], start: ArrayRecord) -> tuple[bool, float | None]:
         """Let the strategy step; whether the step was refused, and the cohort's mean training loss, if it was told.
@@ -246,11 +251,21 @@ class Coordinator:
         loss = None if metrics is None else metrics.get(TRAIN_LOSS)
         return False, float(loss) if isinstance(loss, int | float) else None
 
+    def _metrics(self) -> tuple[str, ...]:
+        """What a reply holds beside weights and weight: nothing that was not paid for."""
+        if self._releases is not None and self._releases.adaptive:
+            return (WITHIN,)
+        return () if self._job.config.private else (TRAIN_LOSS,)
+
     def _request(self) -> ConfigRecord:
         """The configuration that every client of a round gets; Flower adds the round's number to it."""
-        record = ConfigRecord({RUN: self._job.config.canonical_json()})
-        if self._job.plan is not None:
-            record[NOISE], record[PARTICIPATIONS] = self._job.plan.noise_multiplier, self._job.plan.participations
+        record, plan = ConfigRecord({RUN: self._job.config.canonical_json()}), self._job.plan
+        if plan is not None:
+            record[NOISE], record[ORDER] = plan.noise_multiplier, plan.budget.order
+            record[PARTICIPATIONS], record[SEPARATION] = plan.participations, plan.min_separation
+            record[CLIENTS] = plan.clients
+        if self._releases is not None:
+            record[CLIPPING_NORM] = self._releases.clipping_norm
         return record
 
     def _judge(self, server_round: int) -> Evaluation | None:
@@ -291,6 +306,7 @@ class Coordinator:
                     "last": _to_progress(server_round, self._last) if self._last else None,
                 },
                 config_digest=self._job.config.digest(),
+                noise=self._releases.state() if self._releases else {},
             ),
         )
 
@@ -308,6 +324,8 @@ class Coordinator:
         self._arrays = dict(checkpoint.arrays)
         restore_strategy(self._strategy, checkpoint.strategy)
         self._sampler.restore(checkpoint.sampler)
+        if self._releases is not None:
+            self._releases.restore(checkpoint.noise, server_round=checkpoint.server_round)
         progress = checkpoint.progress
         self._any_update, self._since_best = progress["any_update"], progress["since_best"]
         if progress["last"]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from server.store import RunFolder
 
 Engine = Literal["inline", "ray"]
-COMPARISON, PLAIN = "comparison.jsonl", "plain.toml"
+COMPARISON, PLAIN, INSECURE = "comparison.jsonl", "plain.toml", "insecure-fixed-noise"
 
 
 def simulate(  # noqa: PLR0917 - typer reads options from the signature
@@ -53,6 +54,15 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
         Engine, typer.Option("--engine", help="inline, or Flower's simulation runtime on Ray.")
     ] = "inline",
     site: Annotated[Path | None, typer.Option("--site", help="Your own models and data: a site.toml.")] = None,
+    insecure_fixed_noise: Annotated[
+        int | None,
+        typer.Option(
+            "--insecure-fixed-noise",
+            metavar="SEED",
+            min=0,
+            help="Draw noise from a seed, so that a private run repeats to the bit. Protects nobody.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
 ) -> None:
@@ -60,9 +70,10 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
     _log_to_stderr(quiet=quiet or as_json)
     changes = [*(overrides or ()), *(["privacy.unit=example"] if dp else [])]
     if resume is not None:
-        if source is not None or changes or out is not None:
+        if source is not None or changes or out is not None or insecure_fixed_noise is not None:
             raise ConfigError(
-                "--resume continues a run as it was", hint="leave out the scenario, --set, --dp and --out"
+                "--resume continues a run as it was",
+                hint="leave out the scenario, --set, --dp, --out and --insecure-fixed-noise",
             )
         config, plain, folder = _reopen(resume, root)
     else:
@@ -70,7 +81,8 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
             raise ConfigError("nothing to simulate", hint=f"name a file or a scenario: {', '.join(scenario_names())}")
         loaded = load_config(source, changes)
         config, plain, folder = loaded.config, loaded.plain, None
-    how = _Options(site_file=site, workers=workers, engine=engine, quiet=quiet or as_json)
+    seed = insecure_fixed_noise if folder is None else _kept_seed(folder)
+    how = _Options(site_file=site, workers=workers, engine=engine, quiet=quiet or as_json, insecure_seed=seed)
     how.processes(most=1)
     from client.memory import keep_freed_memory
     from simulations.interrupt import interruptible
@@ -110,12 +122,13 @@ def _progress_display(*, quiet: bool) -> Iterator[Progress]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Options:
-    """How a run is carried out; none of it changes its result."""
+    """How a run is carried out; but for the insecure seed none of it changes its result."""
 
     site_file: Path | None
     workers: str
     engine: Engine
     quiet: bool
+    insecure_seed: int | None
 
     def processes(self, most: int) -> int:
         """Worker processes to use, at most `most`."""
@@ -138,19 +151,22 @@ def _run(  # noqa: PLR0917
     from simulations.progress import ProgressObserver
     from simulations.results import FolderObserver, Observers, write_results
     from simulations.run import execute, prepare
-    from simulations.sites import LEDGERS
+    from simulations.sites import SPOOL
 
     # Everything that can refuse a run does so before its folder is made.
     if config.comparison.enabled:
         check_comparable(config)
-    possible = prepare(config, ledgers=Path(LEDGERS), site_file=how.site_file)
+    possible = prepare(config, folder=Path(), site_file=how.site_file, insecure_seed=how.insecure_seed)
     folder = folder or make_folder()
     progress.update(progress.task_ids[0], visible=False)
     begin = perf_counter()
     try:
         with folder:
             folder.write(PLAIN, to_toml(plain).encode())
-            prepared = possible.with_ledgers(folder.path / LEDGERS)
+            if how.insecure_seed is not None and config.private:
+                folder.write(INSECURE, str(how.insecure_seed).encode())
+                typer.echo("warning: the noise comes from a seed and protects nobody", err=True)
+            prepared = possible.in_folder(folder.path)
             keeper = FolderObserver(prepared, folder)
             shown = ProgressObserver(
                 progress, keeper, rounds=config.rounds, target_epsilon=config.privacy.target_epsilon
@@ -175,11 +191,10 @@ def _run(  # noqa: PLR0917
                 )
             seconds = perf_counter() - begin
             result = write_results(prepared, outcome, folder, seconds=seconds, comparison=comparison)
+            shutil.rmtree(folder.path / SPOOL, ignore_errors=True)  # nobody asks for these updates again
     except KeyboardInterrupt:
         words = ["--resume", str(folder.path), *(["--site", str(how.site_file)] if how.site_file else [])]
         typer.echo(f"interrupted; continue with: coterie simulate {shlex.join(words)}", err=True)
-        if config.private:
-            typer.echo("the round that was interrupted is paid for; doing it again costs each client a round", err=True)
         raise
     return result, folder.path
 
@@ -198,6 +213,15 @@ def _reopen(run: str, root: Path) -> tuple[RunConfig, RunConfig, RunFolder]:
         folder.close()
         raise RunError(f"{plain} is missing, which the comparison needs", hint="start a new run")
     return config, load_config(plain).config if plain.is_file() else config, folder
+
+
+def _kept_seed(folder: RunFolder) -> int | None:
+    """The seed of a run that was started with fixed noise."""
+    path = folder.path / INSECURE
+    try:
+        return int(path.read_text()) if path.is_file() else None
+    except ValueError as e:
+        raise RunError(f"{path} is damaged", hint="start a new run") from e
 
 
 def _log_to_stderr(*, quiet: bool) -> None:

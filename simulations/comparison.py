@@ -145,7 +145,7 @@ def fold_result(arm: str, prepared: Prepared, outcome: Outcome, federation: Fede
         scores=scores,
         truths=truths,
         correct=correct,
-        epsilon=prepared.spent_by_client(),
+        epsilon=prepared.spent(),
     )
 
 
@@ -225,9 +225,9 @@ def _run_one(job: Job) -> FoldResult:
     config = RunConfig.model_validate_json(text)
     everyone = _with_data(config, sites=list(sites), pooled=False)
     with tempfile.TemporaryDirectory(prefix="coterie-") as folder:
-        prepared = prepare(config, ledgers=Path(folder), site_file=site_file)
+        prepared = prepare(config, folder=Path(folder), site_file=site_file)
         outcome = execute(prepared)
-        whole = prepare(everyone, ledgers=Path(folder), site_file=site_file).federation
+        whole = prepare(everyone, folder=Path(folder), site_file=site_file).federation
         return fold_result(arm, prepared, outcome, whole)
 
 

@@ -17,6 +17,7 @@ from common.errors import FailureCode, LedgerError
 from common.models import parameter_count
 from common.models.weights import ModelWeights
 from common.privacy import RELATION, PrivacyPlan
+from common.privacy.accounting.accountant import ReplaceOne
 from server.coordinator import Observer, Outcome, RoundRecord
 from server.evaluation import evaluate, majority_accuracy
 from server.report import write_report
@@ -35,13 +36,13 @@ class FolderObserver(Observer):
         self._prepared = prepared
         self._folder = folder
         self._events: EventWriter | None = None
-        self.epsilon: dict[str, float] = prepared.spent_by_client()
+        self.epsilon: dict[str, float] = prepared.spent()
         self._check_ledgers()
 
     def round_finished(self, record: RoundRecord) -> None:
         """Append the round; epsilon is read from the ledgers of those who were asked."""
         if self._prepared.plan is not None:
-            self.epsilon |= {name: self._prepared.spent(name) for name in record.cohort}
+            self.epsilon |= self._prepared.spent(record.cohort)
         row = {**asdict(record), "epsilon": dict(sorted(self.epsilon.items()))}
         self._folder.append_round(row)
         self._events = self._events or EventWriter(self._folder.path)  # a run that is refused writes nothing
@@ -112,7 +113,7 @@ def describe(prepared: Prepared, outcome: Outcome, rounds: list[dict[str, Any]],
         "evaluation": {"examples": len(federation.test), "released": not config.private},
         "missing": dict(sorted(Counter(reason for r in rounds for reason in r["failures"].values()).items())),
         "clients": _clients(prepared, outcome),
-        "privacy": None if plan is None else {**_privacy(plan), "epsilon": prepared.spent_by_client()},
+        "privacy": None if plan is None else _privacy(prepared, plan),
         "model": {"name": config.model.name, "parameters": parameter_count(prepared.model)},
         "data": {
             "name": config.data.name,
@@ -140,17 +141,38 @@ def _clients(prepared: Prepared, outcome: Outcome) -> dict[str, dict[str, Any]]:
     return document
 
 
-def _privacy(plan: PrivacyPlan) -> dict[str, Any]:
+def _privacy(prepared: Prepared, plan: PrivacyPlan) -> dict[str, Any]:
+    """What was promised, at what price; epsilon counts the plan's own unit, `examples_epsilon` a site's examples."""
     return {
-        "unit": "example",
+        "unit": plan.unit,
+        "trust": "nobody" if plan.unit == "example" else "coordinator",
         "relation": RELATION,
-        "target_epsilon": plan.target_epsilon,
-        "target_delta": plan.target_delta,
+        "mechanism": plan.mechanism,
+        "target_epsilon": prepared.config.privacy.target_epsilon,
+        "target_delta": plan.budget.delta,
+        "order": plan.budget.order,
         "noise_multiplier": plan.noise_multiplier,
-        "max_grad_norm": plan.max_grad_norm,
+        "noise_stddev": plan.noise_stddev,
+        "clipping": plan.clipping,
+        "clipping_norm": plan.clipping_norm,
         "sampling_rate": plan.sampling_rate,
-        "epsilon_is": "spent at each client over the whole run",
+        "epsilon": prepared.spent(),
+        "epsilon_replace_one": _replace_one(prepared, plan),
+        "examples_epsilon": prepared.sites_spent(),
+        "epsilon_is": "spent at each client over the whole run"
+        if plan.unit == "example"
+        else "spent by the coordinator's releases over the whole run, for each client",
+        "insecure_fixed_noise": prepared.sites.insecure_seed is not None,
     }
+
+
+def _replace_one(prepared: Prepared, plan: PrivacyPlan) -> dict[str, float | None]:
+    """The same where neighbours differ by one unit replaced, by privacy loss distributions; null where infinite."""
+    taken = prepared.rounds_taken()
+    cost = {
+        k: ReplaceOne().epsilon(plan.release(k), delta=plan.budget.delta, unit=plan.unit) for k in set(taken.values())
+    }
+    return {name: cost[k] if math.isfinite(cost[k]) else None for name, k in taken.items()}
 
 
 def _class_counts(targets: Tensor, num_classes: int) -> list[int]:

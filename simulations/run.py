@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +20,15 @@ from common.config.settings import Name
 from common.errors import DataError, ModelError
 from common.flower import client_context
 from common.models import check_private, initial_model
-from common.privacy import PrivacyPlan, make_plan, spent_epsilon
+from common.privacy import Ledger, PrivacyPlan, make_plan, spent
 from common.schema import Federation
 from server.app import make_server_app
-from server.cohort import Sampler, participations
+from server.cohort import Sampler, min_separation, participations
 from server.coordinator import Job, Observer, Outcome
 from server.store import RunFolder
 from server.strategies import check_strategy
 from simulations.inline import AppFactory, InlineGrid, InProcess, app_factory
-from simulations.sites import SimulatedSites, ledger_of
+from simulations.sites import SimulatedSites
 from simulations.workers import WorkerPool
 
 EngineName = Literal["inline", "ray"]
@@ -52,33 +52,51 @@ class Prepared:
         """The run's data."""
         return self.sites.federation
 
-    def with_ledgers(self, folder: Path) -> Self:
-        """The same run, its data loaded already, with its simulated ledgers in `folder`."""
-        sites = replace(self.sites, ledgers=folder)
-        sites.__dict__.update(
-            {k: v for k, v in self.sites.__dict__.items() if k not in {"config", "ledgers", "site_file"}}
-        )
-        return replace(self, sites=sites)
+    def in_folder(self, folder: Path) -> Self:
+        """The same run, its data loaded already, with ledgers and stored updates in `folder`."""
+        return replace(self, sites=self.sites.moved(folder, self.plan.site_budget if self.plan else None))
 
-    def spent(self, client: str) -> float:
-        """Epsilon that a client's ledger says was spent; 0 without privacy."""
-        if self.plan is None:
-            return 0.0
-        return spent_epsilon(ledger_of(self.sites.ledgers, client).events(), delta=self.plan.target_delta)
+    def spent(self, clients: Sequence[str] | None = None) -> dict[str, float]:
+        """Epsilon that was spent of the run's target, by client; empty without privacy.
 
-    def spent_by_client(self) -> dict[str, float]:
-        """Epsilon spent at each client; empty without privacy."""
-        return {c.name: self.spent(c.name) for c in self.federation.clients} if self.plan else {}
+        For privacy unit `client` it is what the coordinator's own ledger says, the same for every client.
+
+        Args:
+            clients: Their names; None stands for all.
+        """
+        names = [client.name for client in self.federation.clients] if clients is None else clients
+        if self.plan is None or self.sites.ledgers is None:
+            return {}
+        if self.plan.unit == "example":
+            return self.sites.ledgers.spent(names)
+        ledger = self.sites.ledgers.coordinator(self.plan.budget)
+        return dict.fromkeys(names, spent(ledger.events(), budget=self.plan.budget, unit="client"))
+
+    def rounds_taken(self) -> dict[str, int]:
+        """How many rounds each client's epsilon counts; empty without privacy."""
+        ledgers, plan = self.sites.ledgers, self.plan
+        if ledgers is None or plan is None:
+            return {}
+        if plan.unit == "client":
+            return dict.fromkeys((client.name for client in self.federation.clients), plan.rounds)
+        return {client.name: len(ledgers.of(client.name).events()) for client in self.federation.clients}
+
+    def sites_spent(self) -> dict[str, float]:
+        """Epsilon that each client's own ledger says was spent, for its examples; empty without privacy."""
+        ledgers = self.sites.ledgers
+        return {} if ledgers is None else ledgers.spent([client.name for client in self.federation.clients])
 
 
-def prepare(config: RunConfig, *, ledgers: Path, site_file: Path | None = None) -> Prepared:
+def prepare(
+    config: RunConfig, *, folder: Path, site_file: Path | None = None, insecure_seed: int | None = None
+) -> Prepared:
     """Load the data, build the model, calibrate the noise: everything that can refuse a run does so here.
 
     Raises:
         DataError, ModelError, SiteError, ConfigError, PrivacyError: The run is not possible.
     """
     torch.set_num_threads(1)  # a client's result must not depend on how many cores it finds
-    sites = SimulatedSites(config=config, ledgers=ledgers, site_file=site_file)
+    sites = SimulatedSites(config=config, folder=folder, site_file=site_file, insecure_seed=insecure_seed)
     federation = sites.federation
     clients = len(federation.clients)
     _check_names(federation)
@@ -87,10 +105,17 @@ def prepare(config: RunConfig, *, ledgers: Path, site_file: Path | None = None) 
     most = participations(config.cohort, clients, config.rounds)
     plan = None
     if config.private:
-        check_private(model)
-        plan = make_plan(config, participations=most)
+        if config.privacy.unit == "example":
+            check_private(model)
+        plan = make_plan(
+            config,
+            dimensions=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            participations=most,
+            min_separation=min_separation(config.cohort, clients),
+            clients=clients,
+        )
     _check_fit(model, federation)
-    return Prepared(sites=sites, model=model, plan=plan)
+    return Prepared(sites=sites, model=model, plan=plan).in_folder(folder)
 
 
 def execute(
@@ -123,6 +148,8 @@ def execute(
         plan=prepared.plan,
         folder=folder,
         sampler=sampler,
+        ledger=_coordinators_ledger(prepared),
+        noise=prepared.sites.coordinators_noise,
         observer=observer or Observer(),
     )
     outcomes: list[Outcome] = []
@@ -147,6 +174,12 @@ def inline_grid(prepared: Prepared, factory: AppFactory, *, workers: int) -> Ite
         yield InlineGrid(engine, [client.name for client in prepared.federation.clients])
     finally:
         engine.close()
+
+
+def _coordinators_ledger(prepared: Prepared) -> Ledger | None:
+    """Where the coordinator records its own noise: unit client only."""
+    ledgers, plan = prepared.sites.ledgers, prepared.plan
+    return None if plan is None or ledgers is None or plan.unit == "example" else ledgers.coordinator(plan.budget)
 
 
 def _check_names(federation: Federation) -> None:

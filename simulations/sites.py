@@ -1,22 +1,29 @@
-"""What simulated clients own: their part of a data set, and a ledger each in the run's folder."""
+"""What simulated clients own: their part of a data set, and their ledgers in one store in the run's folder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from flwr.app import Context
 
+from client.policy import PERMISSIVE, Policy
 from client.request import TrainRequest
+from client.spool import Spool
 from common.config import RunConfig
 from common.data import load_federation
 from common.errors import FailureCode, PeerError
-from common.privacy import FileLedger, Ledger
+from common.privacy import Budget, Ledger, NoiseSource, SecureNoise
 from common.schema import ClientData, DataSchema, Federation
 from common.site import Site, load_site
+from simulations.insecure import FixedNoise
+from simulations.ledgers import SimulatedLedgers
 
-LEDGERS = "ledger"
+LEDGERS, SPOOL = "ledgers.db", "spool"
+"""Names in a run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +32,29 @@ class SimulatedSites:
 
     Attributes:
         config: The run that is simulated; a request for another one is refused.
-        ledgers: Folder of the simulated ledgers, one file a client. They never touch a real site's.
+        folder: The run's folder, for ledgers and stored updates. They never touch a real site's.
         site_file: The local registry, or None.
+        budget: What each simulated client may spend; None without privacy.
+        insecure_seed: Seed of noise that protects nobody, for runs that must repeat to the bit; None: secure noise.
     """
 
     config: RunConfig
-    ledgers: Path
+    folder: Path
     site_file: Path | None = None
+    budget: Budget | None = None
+    insecure_seed: int | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """Settings only, for worker processes: each tensor sent along would be an open file, of which 256 can go."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def moved(self, folder: Path, budget: Budget | None) -> Self:
+        """The same sites, their data loaded already, for a run in another folder."""
+        sites = replace(self, folder=folder, budget=budget)
+        for loaded in ("site", "federation", "digest"):
+            if loaded in self.__dict__:
+                sites.__dict__[loaded] = self.__dict__[loaded]
+        return sites
 
     @cached_property
     def site(self) -> Site:
@@ -52,20 +71,49 @@ class SimulatedSites:
         """Names the run."""
         return self.config.digest()
 
+    @property
+    def policy(self) -> Policy:
+        """Every valid run is welcome: who simulates owns the data."""
+        return PERMISSIVE
+
+    @cached_property
+    def ledgers(self) -> SimulatedLedgers | None:
+        """The store of all clients' ledgers; None without privacy."""
+        return None if self.budget is None else SimulatedLedgers(self.folder / LEDGERS, budget=self.budget)
+
+    @cached_property
+    def secure_noise(self) -> SecureNoise:
+        """This process's own source."""
+        return SecureNoise()
+
     def data(self, request: TrainRequest, context: Context) -> tuple[DataSchema, ClientData]:
         """The partition that this client is."""
+        return self.federation.schema, self._client(request, context)
+
+    def ledger(self, request: TrainRequest, context: Context) -> Ledger | None:
+        """This client's simulated ledger; a simulation without privacy keeps none."""
+        return None if self.ledgers is None else self.ledgers.of(self._client(request, context).name)
+
+    def spool(self, request: TrainRequest, context: Context) -> Spool | None:
+        """Where this client's updates wait until their round is over."""
+        return Spool(self.folder / SPOOL, owner=self._client(request, context).name)
+
+    def noise(self, request: TrainRequest, context: Context) -> NoiseSource:
+        """Secure noise, unless the run was asked to repeat to the bit."""
+        if self.insecure_seed is None:
+            return self.secure_noise
+        client = self._client(request, context).name
+        return FixedNoise(self.insecure_seed, f"{client}/{request.server_round}")
+
+    @property
+    def coordinators_noise(self) -> Callable[[int], NoiseSource] | None:
+        """The coordinator's fixed noise by round, where the run was asked to repeat; None lets it draw secure noise."""
+        seed = self.insecure_seed
+        return None if seed is None else lambda server_round: FixedNoise(seed, f"coordinator/{server_round}")
+
+    def _client(self, request: TrainRequest, context: Context) -> ClientData:
         partition = context.node_config.get("partition-id")
         clients = self.federation.clients
         if request.digest != self.digest or not isinstance(partition, int) or not 0 <= partition < len(clients):
             raise PeerError(FailureCode.INVALID_REQUEST)
-        return self.federation.schema, clients[partition]
-
-    def ledger(self, request: TrainRequest, context: Context) -> Ledger:
-        """This client's simulated ledger."""
-        _, data = self.data(request, context)
-        return ledger_of(self.ledgers, data.name)
-
-
-def ledger_of(folder: Path, client: str) -> FileLedger:
-    """The simulated ledger of one client."""
-    return FileLedger(folder / f"{client}.jsonl")
+        return clients[partition]

@@ -51,6 +51,12 @@ def _single(result: dict[str, Any]) -> RenderableType:
             f"epsilon {ceiling(worst)}, delta {privacy['target_delta']:g} at the client that spent most; "
             f"unit: one {privacy['unit']}, neighbouring by {privacy['relation']}",
         )
+        if privacy["unit"] == "client":
+            examples = max(privacy["examples_epsilon"].values(), default=0.0)
+            told = f"against everybody but the coordinator; one example at a site: epsilon {ceiling(examples)}"
+            table.add_row("", told)
+        if privacy.get("insecure_fixed_noise"):
+            table.add_row("", "[red]the noise came from a seed and protects nobody[/red]")
         table.add_row("", "accuracy was computed inside the simulation and is not released")
     if missing := result.get("missing"):
         told = ", ".join(f"{count} {reason}" for reason, count in missing.items())

@@ -48,7 +48,7 @@ def config_for(model: str, **changes: dict[str, object]) -> RunConfig:
 @pytest.mark.parametrize("model", FAMILIES)
 def test_every_family_trains(model: str, precision: str, tmp_path: Path) -> None:
     """Two clients share the device; their mean is finite and differs from the starting weights."""
-    prepared = prepare(config_for(model, training={"precision": precision}), ledgers=tmp_path)
+    prepared = prepare(config_for(model, training={"precision": precision}), folder=tmp_path)
     start = {name: tensor.clone() for name, tensor in prepared.model.state_dict().items()}
     outcome = execute(prepared)
     assert all(torch.from_numpy(values.copy()).isfinite().all() for values in outcome.arrays.values())
@@ -60,15 +60,15 @@ def test_every_family_trains(model: str, precision: str, tmp_path: Path) -> None
 def test_every_family_trains_with_privacy(model: str, precision: str, tmp_path: Path) -> None:
     """DP-SGD runs on the device, and each client's ledger says what it spent."""
     privacy = {"unit": "example", "target_epsilon": 8.0, "sampling_rate": 0.5}
-    prepared = prepare(config_for(model, training={"precision": precision}, privacy=privacy), ledgers=tmp_path)
+    prepared = prepare(config_for(model, training={"precision": precision}, privacy=privacy), folder=tmp_path)
     execute(prepared)
-    assert all(0 < spent <= 8 for spent in prepared.spent_by_client().values())
+    assert all(0 < spent <= 8 for spent in prepared.spent().values())
 
 
 def test_two_worker_processes_share_the_device(tmp_path: Path) -> None:
     """Clients in two processes use one GPU, and the result is that of one process."""
     config = config_for("mlp")
-    alone = execute(prepare(config, ledgers=tmp_path / "a"))
-    together = execute(prepare(config, ledgers=tmp_path / "b"), workers=2)
+    alone = execute(prepare(config, folder=tmp_path / "a"))
+    together = execute(prepare(config, folder=tmp_path / "b"), workers=2)
     for name, values in alone.arrays.items():
         assert values == pytest.approx(together.arrays[name], abs=1e-5)

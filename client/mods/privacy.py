@@ -4,26 +4,69 @@ place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from typing import Protocol
 
+import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
-from client.request import TrainRequest, parse_request
-from common.privacy import Ledger
+from client.policy import Policy
+from client.request import TrainRequest, parse_request, read_arrays
+from client.spool import Release, Spool
+from common.privacy import Ledger, NonPrivate
+from common.transport.records import decode_records, encode_records
 
 
-def privacy_mod(ledger_of: Callable[[TrainRequest, Context], Ledger]) -> Mod:
-    """A mod that reserves a private round in the client's ledger, and refuses a round that would overspend.
+class PrivacyResources(Protocol):
+    """What a site's own machine says about privacy."""
+
+    @property
+    def policy(self) -> Policy:
+        """The site's own rules."""
+
+    def ledger(self, request: TrainRequest, context: Context) -> Ledger | None:
+        """The ledger of the data set that the request is about; None where a simulation without privacy keeps none."""
+
+    def spool(self, request: TrainRequest, context: Context) -> Spool | None:
+        """Where updates wait until their round is over, or None to keep none."""
+
+
+def privacy_mod(resources: PrivacyResources) -> Mod:
+    """A mod that applies the site's policy, reserves each round in its ledger, and resends what was paid for.
 
     It belongs around training alone, and never looks at a message's type: Flower also answers `train.default`.
     """
 
     def reserve(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         request = parse_request(message)
-        if request.plan is not None:
-            event = request.plan.event(request.server_round)
-            ledger_of(request, context).reserve(event, budget=request.plan.budget)
-        return call_next(message, context)
+        resources.policy.check(request.config)
+        ledger = resources.ledger(request, context)
+        spool = resources.spool(request, context) if request.plan is not None else None
+        release = _release(message, request) if spool is not None else None
+        if spool is not None and release is not None and (stored := spool.load(release)) is not None:
+            return Message(decode_records(stored), reply_to=message)
+        if ledger is not None:
+            plan = request.plan
+            read_arrays(message)  # a message that cannot be read must not cost a round
+            if plan is None:
+                event = NonPrivate(run=request.digest, server_round=request.server_round)
+                ledger.reserve(event, planned=request.config.rounds)
+            else:
+                ledger.reserve(plan.event(request.server_round), planned=plan.participations)
+        reply = call_next(message, context)
+        if spool is not None and release is not None and reply.has_content():
+            spool.drop_before(request.server_round)
+            spool.save(release, b"".join(encode_records(reply.content)))
+        return reply
 
     return reserve
+
+
+def _release(message: Message, request: TrainRequest) -> Release:
+    """Names what is asked for: the same request, over the same model, is answered with the same bytes."""
+    base = hashlib.sha256()
+    for name, values in read_arrays(message).items():
+        base.update(f"{len(name)}/{name}/{values.dtype}/{values.shape}/".encode())
+        base.update(np.ascontiguousarray(values).data)
+    return Release(run=request.digest, server_round=request.server_round, base=base.hexdigest())

@@ -21,6 +21,8 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 OptionValue = bool | int | Annotated[float, Field(allow_inf_nan=False)] | Name
 
+_NEEDS_EACH_REPLY = frozenset({"qfedavg", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"})
+
 Rule = tuple[bool, str, str, str]
 """Whether a rule between settings is broken; the setting to name; what is wrong; how to mend it."""
 
@@ -135,10 +137,11 @@ class CohortSettings(Settings):
     """Who takes part in a round."""
 
     size: int = Field(0, ge=0, description="Clients asked each round; 0 asks all.")
-    sampling: Literal["uniform", "balanced"] = Field(
+    sampling: Literal["uniform", "balanced", "cyclic", "poisson"] = Field(
         "uniform",
         description="uniform draws each cohort afresh; balanced lets every client take part equally often, "
-        "which bounds what any of them spends.",
+        "which bounds what any of them spends; cyclic asks fixed groups in turn; poisson asks each client with "
+        "probability size / clients, unpredictably, so that privacy.unit = 'client' may count on it.",
     )
     min_survivors: Positive = Field(
         1, description="Fewest updates that make a round; with fewer the model stays as it is."
@@ -148,6 +151,17 @@ class CohortSettings(Settings):
         description="A client that has not answered by then failed; 0 waits for ever.",
         json_schema_extra={"unit": "seconds"},
     )
+
+    def expected_size(self, clients: int) -> float:
+        """How many of `clients` a cohort has on average: a public constant, by which a noised sum can be divided.
+
+        For cyclic cohorts it is the mean over all groups, so that over one turn every client counts equally.
+        """
+        if self.size == 0:
+            return float(clients)
+        return (
+            clients / (clients // self.size) if self.sampling == "cyclic" and clients >= self.size else float(self.size)
+        )
 
 
 class EvaluationSettings(Settings):
@@ -169,26 +183,48 @@ class EvaluationSettings(Settings):
 class PrivacySettings(Settings):
     """What is protected, and how strongly. A privacy budget has no default."""
 
-    unit: Literal["none", "example"] = Field(
-        "none", description="Whom differential privacy protects: nobody (none), or each training example (example)."
+    unit: Literal["none", "example", "client"] = Field(
+        "none",
+        description="Whom differential privacy protects: nobody (none), each training example (example), or each "
+        "client's whole data against everybody but the coordinator, which adds the noise (client).",
     )
     target_epsilon: PositiveFloat | None = Field(
-        None, description="Epsilon that the whole run may cost a client, add/remove relation; calibrates the noise."
+        None, description="Epsilon that the whole run may cost, add/remove relation; calibrates the noise."
     )
     target_delta: Annotated[float, Field(gt=0, le=0.01)] = Field(
         1e-5, description="Delta of the whole run: at most 0.01, and better below one over the number of examples."
     )
     noise_multiplier: PositiveFloat | None = Field(
-        None, description="Noise standard deviation over the clipping norm, instead of target_epsilon."
+        None, description="Noise standard deviation over the sensitivity, instead of target_epsilon."
     )
     max_grad_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
-        1.0, description="L2 bound on one example's gradient."
+        1.0, description="Unit example: L2 bound on one example's gradient."
+    )
+    clipping_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
+        1.0, description="Unit client: L2 bound on one client's whole update."
+    )
+    clipping: Literal["flat", "per-layer", "adaptive"] = Field(
+        "flat",
+        description="How contributions are bounded: as a whole (flat), each parameter by an equal share (per-layer; "
+        "unit example), or as a whole by a norm that follows a quantile of their norms (adaptive).",
+    )
+    target_quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="Adaptive clipping: share of contributions that should lie within the norm."
+    )
+    clipping_learning_rate: Annotated[float, Field(gt=0, le=2)] = Field(
+        0.2, description="Adaptive clipping: how fast the norm follows, each step (example) or round (client)."
+    )
+    mechanism: Literal["independent", "matrix"] = Field(
+        "independent",
+        description="Unit client: fresh noise every round (independent), or noise correlated over rounds, which "
+        "cancels in part (matrix: DP-FTRL; for cohort.sampling = 'cyclic').",
     )
     sampling_rate: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.1, description="Probability with which each example enters a step (Poisson sampling); public."
+        0.1, description="Unit example: probability with which each example enters a step (Poisson sampling); public."
     )
     expected_batch_size: Positive = Field(
-        32, description="Public constant by which the noised sum is divided; never derived from a client's row count.",
+        32, description="Unit example: public constant by which the noised sum is divided; never derived from a "
+        "client's row count.",
         json_schema_extra={"unit": "examples"},
     )  # fmt: skip
 
@@ -276,7 +312,7 @@ class RunConfig(Settings):
             "for example --set privacy.target_epsilon=3",
         )  # fmt: skip
         yield (
-            self.private and self.training.local_steps == 0,
+            p.unit == "example" and self.training.local_steps == 0,
             "training.local_steps", "must be fixed with privacy: epochs depend on the private number of rows",
             "for example --set training.local_steps=1",
         )  # fmt: skip
@@ -284,6 +320,43 @@ class RunConfig(Settings):
             self.private and self.strategy.name == "qfedavg",
             "strategy.name", "qfedavg needs every client's training loss, which a private run does not release",
             "use fedavg, or privacy.unit = 'none'",
+        )  # fmt: skip
+
+        client, adaptive = p.unit == "client", p.clipping == "adaptive"
+        yield (
+            client and self.strategy.name in _NEEDS_EACH_REPLY,
+            "strategy.name", f"{self.strategy.name} needs each client's update, privacy.unit = 'client' gives it a sum",
+            "use fedavg, fedprox, fedavgm, fedadam, fedyogi or fedadagrad",
+        )  # fmt: skip
+        yield (
+            client and self.cohort.min_survivors > 1,
+            "cohort.min_survivors", "would tell without noise how many answered, if privacy.unit = 'client'",
+            "set it to 1: every round is used",
+        )  # fmt: skip
+        yield (
+            client and p.clipping == "per-layer",
+            "privacy.clipping", "per-layer is for privacy.unit = 'example'", "use flat or adaptive",
+        )  # fmt: skip
+        yield (
+            p.mechanism == "matrix" and p.unit == "example",
+            "privacy.mechanism", "matrix is for privacy.unit = 'client'", "use independent",
+        )  # fmt: skip
+        yield (
+            client and p.mechanism == "matrix" and self.cohort.size > 0 and self.cohort.sampling != "cyclic",
+            "privacy.mechanism", "matrix needs a fixed schedule", "set cohort.sampling = 'cyclic', or cohort.size = 0",
+        )  # fmt: skip
+        yield (
+            client and p.mechanism == "matrix" and adaptive,
+            "privacy.mechanism", "matrix needs a clipping norm that stays", "set privacy.clipping = 'flat'",
+        )  # fmt: skip
+        yield (
+            self.cohort.sampling == "poisson" and not client and self.private,
+            "cohort.sampling", "poisson gains nothing for privacy.unit = 'example'", "use balanced",
+        )  # fmt: skip
+        yield (
+            p.unit == "example" and 0 < self.data.max_examples < p.expected_batch_size,
+            "privacy.expected_batch_size", "is more than any step can sample of data.max_examples",
+            "lower it: about the sampling rate times a typical client's examples",
         )  # fmt: skip
 
     def canonical_json(self) -> str:

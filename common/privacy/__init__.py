@@ -2,25 +2,30 @@
 
 `plan` couples sampling, clipping, noise and accounting so that they cannot disagree; `ledger` records privacy events
 before anything is released; `accountant` interprets events and nothing else; `noise` draws noise and samples from a
-cryptographically secure generator; `optimizer` and `per_sample` extend Opacus where version 1.6.0 is wrong or missing.
+cryptographically secure generator; `bookkeeping` computes per-example gradients; `clipping` bounds them; `optimizer`
+joins these into a step of DP-SGD on top of Opacus; `matrix` correlates noise over rounds.
 """
 
-from common.privacy.accountant import spent_epsilon
-from common.privacy.events import NonPrivate, PoissonGaussian, PrivacyEvent
+from common.privacy.accounting.accountant import Budget, spent
+from common.privacy.events import MatrixGaussian, NonPrivate, PrivacyEvent, SampledGaussian
 from common.privacy.ledger import FileLedger, Ledger
 from common.privacy.noise import NoiseSource, SecureNoise
 from common.privacy.plan import RELATION, PrivacyPlan, make_plan
+from common.privacy.sampling import UnitSampler
 
 __all__ = [
     "RELATION",
+    "Budget",
     "FileLedger",
     "Ledger",
+    "MatrixGaussian",
     "NoiseSource",
     "NonPrivate",
-    "PoissonGaussian",
     "PrivacyEvent",
     "PrivacyPlan",
+    "SampledGaussian",
     "SecureNoise",
+    "UnitSampler",
     "make_plan",
-    "spent_epsilon",
+    "spent",
 ]

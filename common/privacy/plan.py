@@ -1,74 +1,263 @@
-"""The plan of a private run: one object from which sampler, clipper, noise and ledger take their parameters."""
+"""The plan of a private run: one frozen object from which sampler, clipper, noise and ledger take their parameters.
+
+Everything in it is public: it follows from the run's configuration, the number of clients and the size of the model.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
 
 from common.config.settings import RunConfig
 from common.errors import PrivacyError
-from common.privacy.accountant import calibrate_noise, spent_epsilon
-from common.privacy.events import PoissonGaussian
+from common.privacy import matrix
+from common.privacy.accounting.accountant import ORDERS, Budget, best_order, calibrate_noise, spent
+from common.privacy.bookkeeping.rounding import SUMMATION_ERROR
+from common.privacy.clipping import Clipper, make_clipper
+from common.privacy.events import MatrixGaussian, PrivacyEvent, SampledGaussian, Unit
+from common.privacy.noise import (
+    DISTANCE_PER_DRAW,
+    GRID_STDDEV,
+    NoiseSource,
+    noise_stddev_for,
+    poisson_sample,
+    rounded_sensitivity,
+)
 
 RELATION = "add/remove"
-"""Neighbouring data sets differ by one example added or removed."""
+"""Neighbouring data sets differ by one unit added or removed."""
+
+_COUNT_NOISE = 0.05
+"""Noise on the count that adapts the clipping norm, as a share of the expected number of contributions (Andrew et al.
+2021, section 2.3); more where the sum's noise would otherwise have to grow by over 3 %."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrivacyPlan:
-    """What one client does with its examples over a whole run, and what that costs. Unit: one training example.
+    """What is released over a whole run, and what that costs.
 
     Attributes:
         run: Digest of the run's configuration.
-        noise_multiplier: Noise standard deviation over `max_grad_norm`.
-        max_grad_norm: L2 bound on one example's gradient, over all parameters.
-        sampling_rate: Poisson rate; public.
-        expected_batch_size: Public constant that divides the noised sum.
-        local_steps: Steps in each round.
+        unit: Whom it protects: one example at each client (noise added there, trust in nobody), or a whole client
+            (noise added by the coordinator, which is trusted).
+        mechanism: Whether noise is independent or correlated over rounds; unit client only.
+        clipping: How contributions are bounded.
+        clipping_norm: L2 bound on one contribution: an example's gradient, or a client's update; the first one where
+            clipping adapts.
+        target_quantile: Adaptive clipping: share of contributions that should lie within the norm.
+        clipping_learning_rate: Adaptive clipping: how fast the norm follows.
+        noise_multiplier: Noise over sensitivity of one release, sum and count together; of the whole run where the
+            mechanism is `matrix`.
+        dimensions: Trainable parameters of the model: each is rounded to the noise's grid.
+        sampling_rate: Poisson rate of examples in a step, or of clients in a cohort (1 where no amplification is
+            claimed); public.
+        denominator: Public constant that divides the noised sum: expected batch, or expected cohort.
+        local_steps: Sums that one participation releases.
+        clients: Clients of the run, where that number decides anything: unit `client`.
+        rounds: Rounds of the run.
         participations: Most rounds in which one client takes part.
-        target_epsilon: What the run may cost; None where the noise was given instead.
-        target_delta: The run's delta.
+        min_separation: Fewest rounds from one participation of a client to its next.
+        coefficients: First column of the matrix that correlates the noise; (1,) for independent noise.
+        budget: Ceiling of this run: target epsilon (or what the given noise costs), delta, order of the accounting.
     """
 
     run: str
+    unit: Unit
+    mechanism: Literal["independent", "matrix"]
+    clipping: Literal["flat", "per-layer", "adaptive"]
+    clipping_norm: float
+    target_quantile: float
+    clipping_learning_rate: float
     noise_multiplier: float
-    max_grad_norm: float
+    dimensions: int
     sampling_rate: float
-    expected_batch_size: int
+    denominator: float
     local_steps: int
+    clients: int
+    rounds: int
     participations: int
-    target_epsilon: float | None
-    target_delta: float
+    min_separation: int
+    coefficients: tuple[float, ...]
+    budget: Budget
 
-    def event(self, server_round: int) -> PoissonGaussian:
-        """What one round releases."""
-        return PoissonGaussian(
-            noise_multiplier=self.noise_multiplier,
-            sampling_rate=self.sampling_rate,
+    @property
+    def count_noise_stddev(self) -> float | None:
+        """Noise on the count that adapts the clipping norm; such that 1/2 is a multiple of its grid."""
+        if self.clipping != "adaptive":
+            return None
+        wanted = max(_COUNT_NOISE * self.denominator, 2 * self.noise_multiplier)
+        steps = max(1, math.floor(0.5 * GRID_STDDEV / wanted))
+        return 0.5 * GRID_STDDEV / steps
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 distance of the rounded sums of neighbours: of one round, or of the whole run for `matrix`."""
+        dimensions, factor = self._rows * self.dimensions, self._factor
+        return rounded_sensitivity(
+            self.clipping_norm * factor,
+            summation_error=SUMMATION_ERROR,
+            noise_stddev=self.noise_stddev,
+            dimensions=dimensions,
+        )
+
+    @property
+    def noise_stddev(self) -> float:
+        """Noise on each coordinate of a sum of contributions clipped to `clipping_norm`; grows with the norm."""
+        multiplier, count = self.noise_multiplier, self.count_noise_stddev
+        if count is not None:  # the pair of sum and count costs what `noise_multiplier` does: Andrew et al., theorem 1
+            multiplier = (multiplier**-2 - (0.5 / count) ** 2) ** -0.5
+        return noise_stddev_for(
+            multiplier,
+            self.clipping_norm * self._factor,
+            summation_error=SUMMATION_ERROR,
+            dimensions=self._rows * self.dimensions,
+        )
+
+    @property
+    def _factor(self) -> float:
+        """Sensitivity of the correlated sums over a run to contributions of norm 1."""
+        if self.mechanism == "independent":
+            return 1.0
+        return matrix.sensitivity(
+            self.coefficients,
+            rounds=self.rounds,
+            participations=self.participations,
+            min_separation=self.min_separation,
+        )
+
+    @property
+    def _rows(self) -> int:
+        """Vectors that one release rounds to the grid."""
+        return self.rounds if self.mechanism == "matrix" else 1
+
+    def clipper(self, norm: float | None = None) -> Clipper:
+        """What bounds each contribution; `norm` is the present one where clipping adapts."""
+        return make_clipper(
+            self.clipping,
+            norm=self.clipping_norm if norm is None else norm,
+            denominator=self.denominator,
+            target_quantile=self.target_quantile,
+            learning_rate=self.clipping_learning_rate,
+            count_noise_stddev=self.count_noise_stddev,
+        )
+
+    def sample(self, count: int, source: NoiseSource) -> Tensor:
+        """int64[k]: which of `count` examples (or entities) a step takes."""
+        return poisson_sample(count, rate=self.sampling_rate, source=source)
+
+    def event(self, server_round: int) -> PrivacyEvent:
+        """What one participation releases, as a site's ledger records it: counted for examples."""
+        if self.mechanism == "matrix":
+            return self._whole_run(server_round)
+        return self._sum(server_round, rate=self.sampling_rate if self.unit == "example" else 1.0)
+
+    def central_event(self, server_round: int) -> PrivacyEvent:
+        """What the coordinator records before it adds a round's noise: counted for clients.
+
+        Independent noise over cohorts that nobody draws at random is one release of the whole run: a client takes part
+        `participations` times, not in every round.
+        """
+        return self._sum(server_round, rate=self.sampling_rate) if self._amplified else self._whole_run(1)
+
+    @property
+    def central_events(self) -> int:
+        """How many of `central_event` the coordinator records at most."""
+        return self.rounds if self._amplified else 1
+
+    @property
+    def _amplified(self) -> bool:
+        return self.unit == "client" and self.sampling_rate < 1
+
+    def _sum(self, server_round: int, *, rate: float) -> SampledGaussian:
+        draws = self.local_steps * (self.dimensions + (self.clipping == "adaptive"))
+        return SampledGaussian(
+            unit=self.unit,
+            trust=self._trust,
+            clipping_norm=self.clipping_norm,
+            sensitivity=self.sensitivity,
+            noise_stddev=self.noise_stddev,
+            count_noise_stddev=self.count_noise_stddev,
+            sampling_rate=rate,
             steps=self.local_steps,
+            distance=draws * DISTANCE_PER_DRAW,
             run=self.run,
             server_round=server_round,
         )
 
-    def epsilon_after(self, rounds: int) -> float:
-        """Epsilon of a client that took part in `rounds` rounds of this run, add/remove relation."""
-        if rounds == 0:
-            return 0.0
-        return spent_epsilon([replace(self.event(1), steps=self.local_steps * rounds)], delta=self.target_delta)
+    def _whole_run(self, server_round: int) -> MatrixGaussian:
+        """All rounds as one release; with independent noise a client's contributions to different rounds are apart."""
+        stddev, sensitivity = self.noise_stddev, self.sensitivity
+        if self.mechanism == "independent":  # sums and counts of all rounds, in units of the joint multiplier
+            stddev, sensitivity = self.noise_multiplier * sensitivity, math.sqrt(self.participations) * sensitivity
+        return MatrixGaussian(
+            unit=self.unit,
+            trust=self._trust,
+            clipping_norm=self.clipping_norm,
+            sensitivity=sensitivity,
+            noise_stddev=stddev,
+            rounds=self.rounds,
+            participations=self.participations,
+            min_separation=self.min_separation,
+            distance=self.rounds * (self.dimensions + 1) * DISTANCE_PER_DRAW,
+            run=self.run,
+            server_round=server_round,
+        )
 
     @property
-    def budget(self) -> tuple[float, float]:
-        """(epsilon, delta) that this run may not pass at any client."""
-        epsilon = self.epsilon_after(self.participations) if self.target_epsilon is None else self.target_epsilon
-        return epsilon, self.target_delta
+    def _trust(self) -> Literal["nobody", "coordinator"]:
+        return "nobody" if self.unit == "example" else "coordinator"
+
+    def release(self, rounds: int) -> list[PrivacyEvent]:
+        """All that is released to or about one unit that took part in `rounds` rounds."""
+        if rounds == 0:
+            return []
+        if self.unit == "client" and not self._amplified:
+            participations = min(rounds, self.participations)
+            if self.mechanism == "independent":
+                return [replace(self, participations=participations).central_event(1)]
+            return [self._whole_run(1)]
+        each = self._sum(1, rate=self.sampling_rate)
+        return [replace(each, steps=each.steps * rounds, distance=each.distance * rounds)]
+
+    def epsilon_after(self, rounds: int) -> float:
+        """Epsilon of one unit after `rounds` of its rounds, by the accounting that gates the run."""
+        return spent(self.release(rounds), budget=self.budget, unit=self.unit)
+
+    @property
+    def site_budget(self) -> Budget:
+        """What the run costs the examples of one site: the budget of a site that lives for this run only."""
+        if self.unit == "example":
+            return self.budget
+        events = [self.event(r + 1) for r in range(self.participations)]
+        opened = [Budget(epsilon=self.budget.epsilon, delta=self.budget.delta, order=order) for order in ORDERS]
+        cheapest = min(opened, key=lambda budget: spent(events, budget=budget))
+        return replace(cheapest, epsilon=spent(events, budget=cheapest) * (1 + 1e-9))
 
 
-def make_plan(config: RunConfig, *, participations: int, noise_multiplier: float | None = None) -> PrivacyPlan:
+def make_plan(
+    config: RunConfig,
+    *,
+    dimensions: int,
+    participations: int,
+    min_separation: int = 1,
+    clients: int = 1,
+    noise_multiplier: float | None = None,
+    order: int | None = None,
+) -> PrivacyPlan:
     """The plan of a private run; noise is calibrated where the configuration gives a target.
 
     Args:
-        config: A configuration whose privacy unit is `example`.
+        config: A private configuration.
+        dimensions: Number of trainable parameters.
         participations: Most rounds in which one client takes part.
+        min_separation: Fewest rounds from one participation of a client to its next.
+        clients: Number of clients of the run; decides denominator and rate for unit `client`.
         noise_multiplier: Noise that was calibrated before, by whoever started the run; None calibrates now.
+        order: Order of the accounting that it was calibrated with; None chooses the one that needs the least noise.
 
     Guarantee: With a target, `epsilon_after(participations) <= target_epsilon`.
 
@@ -76,42 +265,85 @@ def make_plan(config: RunConfig, *, participations: int, noise_multiplier: float
         PrivacyError: The configuration is not private, the target cannot be reached or is not kept by the given noise,
             or the arguments contradict the configuration: other noise than it gives, more participations than rounds.
     """
-    privacy = config.privacy
-    if not config.private:
+    privacy, example = config.privacy, config.privacy.unit == "example"
+    if privacy.unit == "none":
         raise PrivacyError("a run without privacy has no privacy plan", hint="set privacy.unit = 'example'")
     if not 1 <= participations <= config.rounds:
         raise PrivacyError(
             f"{participations} participations in {config.rounds} rounds", hint="a client takes part once a round"
         )
-    noise = privacy.noise_multiplier if noise_multiplier is None else noise_multiplier
-    if privacy.noise_multiplier is not None and noise != privacy.noise_multiplier:
+    given = privacy.noise_multiplier if noise_multiplier is None else noise_multiplier
+    if privacy.noise_multiplier is not None and given != privacy.noise_multiplier:
         raise PrivacyError(
-            f"noise {noise} was asked for, the configuration says {privacy.noise_multiplier}",
+            f"noise {given} was asked for, the configuration says {privacy.noise_multiplier}",
             hint="leave it to privacy.noise_multiplier",
         )
-    if noise is None:
-        if privacy.target_epsilon is None:
-            raise PrivacyError("neither target_epsilon nor noise_multiplier is set", hint="set privacy.target_epsilon")
-        noise = calibrate_noise(
-            target_epsilon=privacy.target_epsilon,
-            target_delta=privacy.target_delta,
-            sampling_rate=privacy.sampling_rate,
-            steps=participations * config.training.local_steps,
+    if given is None and privacy.target_epsilon is None:
+        raise PrivacyError("neither target_epsilon nor noise_multiplier is set", hint="set privacy.target_epsilon")
+    if config.cohort.size > clients and not example:
+        raise PrivacyError(
+            f"a cohort of {config.cohort.size} out of {clients} clients", hint="lower cohort.size, or name more clients"
         )
+    cohort = config.cohort.expected_size(clients)
+    schedule = {"rounds": config.rounds, "participations": participations, "min_separation": min_separation}
     plan = PrivacyPlan(
         run=config.digest(),
-        noise_multiplier=noise,
-        max_grad_norm=privacy.max_grad_norm,
-        sampling_rate=privacy.sampling_rate,
-        expected_batch_size=privacy.expected_batch_size,
-        local_steps=config.training.local_steps,
+        unit=privacy.unit,
+        mechanism=privacy.mechanism,
+        clipping=privacy.clipping,
+        clipping_norm=privacy.max_grad_norm if example else privacy.clipping_norm,
+        target_quantile=privacy.target_quantile,
+        clipping_learning_rate=privacy.clipping_learning_rate,
+        noise_multiplier=given or 1.0,
+        dimensions=dimensions,
+        sampling_rate=privacy.sampling_rate if example else cohort / clients if _secret(config) else 1.0,
+        denominator=privacy.expected_batch_size if example else cohort,
+        local_steps=config.training.local_steps if example else 1,
+        clients=clients,
+        rounds=config.rounds,
         participations=participations,
-        target_epsilon=privacy.target_epsilon,
-        target_delta=privacy.target_delta,
+        min_separation=min_separation,
+        coefficients=matrix.coefficients(rounds=config.rounds, bands=matrix.choose_bands(**schedule))
+        if privacy.mechanism == "matrix"
+        else (1.0,),
+        budget=Budget.opened(privacy.target_epsilon or 1.0, privacy.target_delta, order),
     )
-    if privacy.target_epsilon is not None and plan.epsilon_after(participations) > privacy.target_epsilon:
+    return _calibrated(plan, target=privacy.target_epsilon, given=given, order=order)
+
+
+def _secret(config: RunConfig) -> bool:
+    """Whether cohorts are drawn so that nobody can know who was in them."""
+    return config.cohort.sampling == "poisson" and config.cohort.size > 0
+
+
+def _calibrated(plan: PrivacyPlan, *, target: float | None, given: float | None, order: int | None) -> PrivacyPlan:
+    """The plan with the noise that keeps its target, or with the target that its noise keeps."""
+    delta = plan.budget.delta
+    if given is None and target is not None:
+        release = _release(plan)
+        chosen = order or best_order(target, delta, release, unit=plan.unit)
+        plan = replace(plan, budget=Budget(epsilon=target, delta=delta, order=chosen))
+        return replace(plan, noise_multiplier=calibrate_noise(plan.budget, release, unit=plan.unit))
+    budgets = [Budget(epsilon=target or 1.0, delta=delta, order=o) for o in ((order,) if order else ORDERS)]
+    cheapest = min(budgets, key=lambda budget: replace(plan, budget=budget).epsilon_after(plan.participations))
+    plan = replace(plan, budget=cheapest)
+    cost = plan.epsilon_after(plan.participations)
+    if not math.isfinite(cost):
         raise PrivacyError(
-            f"noise {noise} does not keep epsilon {privacy.target_epsilon}",
-            hint="calibrate it for these participations",
+            f"noise {given} protects nobody: epsilon is infinite at delta {delta:g}",
+            hint="raise privacy.noise_multiplier, or set privacy.target_epsilon instead",
+        )
+    if target is None:
+        return replace(plan, budget=replace(cheapest, epsilon=cost * (1 + 1e-9)))  # models differ in what is trained
+    if cost > target:
+        raise PrivacyError(
+            f"noise {given} does not keep epsilon {target}", hint="calibrate it for these participations"
         )
     return plan
+
+
+def _release(plan: PrivacyPlan) -> Callable[[float], Sequence[PrivacyEvent]]:
+    def release(noise_multiplier: float) -> Sequence[PrivacyEvent]:
+        return replace(plan, noise_multiplier=noise_multiplier).release(plan.participations)
+
+    return release

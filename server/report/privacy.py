@@ -94,24 +94,29 @@ def _meaning(facts: PrivacyResult, highest: float | None) -> tuple[str, ...]:
         "add/remove": f"with and without {who}",
         "replace-one": f"that differ in {who}",
     }.get(facts.relation, f"that are neighbours under the relation '{facts.relation}'")
-    alike = "whatever a client releases in them is so alike that nobody, whatever else they know, can tell well which"
+    releases = "a client releases" if facts.unit == "example" else "the coordinator releases"
+    alike = f"whatever {releases} in them is so alike that nobody, whatever else they know, can tell well which"
     sentences = [f"The guarantee compares two trainings {related}: {alike} of the two took place."]
     delta = facts.target_delta
     if highest is not None and delta is not None and math.isfinite(highest) and highest < 500:
         odds = math.exp(highest)
         guess, found = (odds + delta) / (1 + odds), min(odds * 0.01 + delta, 1 - (1 - 0.01 - delta) / odds)
         sentences.append(
-            f"At epsilon {ceiling(highest)}, somebody who guesses whether a given example was used is right at most "
-            f"{_at_most(guess)} of the time, where tossing a coin gives 50{NARROW}%; somebody who may raise a false "
-            f"alarm for 1 example in 100 detects at most {_at_most(found)} of the examples that were used. "
+            f"At epsilon {ceiling(highest)}, somebody who guesses whether a given {facts.unit} was used is right at "
+            f"most {_at_most(guess)} of the time, where tossing a coin gives 50{NARROW}%; somebody who may raise a "
+            f"false alarm for 1 {facts.unit} in 100 detects at most {_at_most(found)} of the {facts.unit}s that were "
+            "used. "
             "These are ceilings for the best possible attack, not forecasts."
         )
     sentences.append(
         "It protects single examples, not a person with several of them, and not general facts such as a link "
         "between age and disease, which the model is meant to learn."
         if facts.unit == "example"
-        else "It does not hide general facts, which the model is meant to learn."
+        else "It holds against everybody but the coordinator, which sees each client's update before it adds the "
+        "noise. It does not hide general facts, which the model is meant to learn."
     )
+    if facts.insecure_fixed_noise:
+        sentences.insert(0, "THE NOISE OF THIS RUN CAME FROM A SEED AND PROTECTS NOBODY.")
     return tuple(sentences)
 
 

@@ -74,6 +74,7 @@ class PrivacyResult(Document):
     epsilon: dict[str, Epsilon] = {}
     epsilon_replace_one: dict[str, Epsilon] = {}
     epsilon_is: str = ""
+    insecure_fixed_noise: bool = False
 
 
 class EvaluationResult(Document):

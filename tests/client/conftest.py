@@ -1,6 +1,6 @@
 """One client with real examples: the scanned digits of scikit-learn, 64 pixels each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -9,14 +9,17 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from sklearn.datasets import load_digits
 
 from client.app import make_client_app
+from client.policy import PERMISSIVE, Policy
+from client.spool import Spool
 from common.config import RunConfig, load_config
 from common.flower import ARRAYS, CONFIG, client_context, prepare_process, stamp, to_record
 from common.models import initial_model
 from common.models.weights import ModelWeights
-from common.privacy import FileLedger, make_plan
+from common.privacy import Budget, FileLedger, NoiseSource, PrivacyPlan, SecureNoise, make_plan
 from common.schema import ClientData, DataSchema, Examples
 from common.site import Site, load_site
 
+BUDGET = Budget.opened(9.0, 1e-5)
 SCHEMA = DataSchema(kind="tabular", input_shape=(64,), num_classes=10)
 PRIVATE = (
     "privacy.unit=example", "privacy.target_epsilon=8", "training.local_steps=2", "privacy.sampling_rate=1.0",
@@ -47,8 +50,12 @@ def train_message(config: RunConfig, *, server_round=1, arrays=None, kind="train
     prepare_process()
     record = {"run": config.canonical_json(), "server-round": server_round}
     if config.private:
-        plan = make_plan(config, participations=config.rounds)
-        record |= {"noise-multiplier": plan.noise_multiplier, "participations": plan.participations}
+        plan = plan_of(config)
+        record |= {"noise-multiplier": plan.noise_multiplier, "renyi-order": plan.budget.order}
+        record |= {"participations": plan.participations, "min-separation": plan.min_separation}
+        record["clients"] = plan.clients
+    if config.privacy.unit == "client":
+        record["clipping-norm"] = plan.clipping_norm
     record |= {name.replace("_", "-"): value for name, value in fields.items()}
     weights = ModelWeights(initial(config)).copy() if arrays is None else arrays
     content = RecordDict(
@@ -60,6 +67,12 @@ def train_message(config: RunConfig, *, server_round=1, arrays=None, kind="train
     return stamp(Message(content, 2, kind), message_id="m1")
 
 
+def plan_of(config: RunConfig, **changes) -> PrivacyPlan:
+    """The plan of a run on digits whose clients take part in every round."""
+    size = sum(p.numel() for p in initial(config).parameters()) if config.model.name != "own" else 650
+    return make_plan(config, **{"participations": config.rounds, "dimensions": size} | changes)
+
+
 @dataclass
 class Client:
     """A client's own machine, and its app as a coordinator reaches it."""
@@ -68,16 +81,34 @@ class Client:
     folder: Path
     site: Site
     name: str = "ward-7"
+    policy: Policy = PERMISSIVE
+    budget: Budget = BUDGET
+    spools: bool = False
+    counts_plain_runs: bool = False
+    source: NoiseSource = field(default_factory=SecureNoise)
 
     def __post_init__(self):
         self.ledger_path = self.folder / "ledger.jsonl"
         self.app = make_client_app(self)
 
     def data(self, request, context):
-        return SCHEMA, ClientData(name=self.name, train=self.examples, test=self.examples.take(torch.tensor([0])))
+        return SCHEMA, ClientData(name=self.name, train=self.examples, test=self.examples.take(torch.arange(0)))
+
+    @property
+    def site_ledger(self):
+        """As an administrator opens it."""
+        return FileLedger(
+            self.ledger_path, counter=self.folder / "identity" / f"{self.ledger_path.stem}.counter", budget=self.budget
+        )
 
     def ledger(self, request, context):
-        return FileLedger(self.ledger_path)
+        return self.site_ledger if request.plan is not None or self.counts_plain_runs else None
+
+    def spool(self, request, context):
+        return Spool(self.folder / "spool", owner=self.name) if self.spools else None
+
+    def noise(self, request, context):
+        return self.source
 
     def answer(self, message: Message) -> Message:
         """The reply to a message."""
@@ -86,19 +117,19 @@ class Client:
     @property
     def events(self):
         """What the ledger says."""
-        return FileLedger(self.ledger_path).events()
+        return self.site_ledger.events()
 
 
 @pytest.fixture
 def client(digits, tmp_path):
     """Make a client of some digits; with the text of a module, its `build` is registered as the model `own`."""
 
-    def make(count: int = 200, *, module: str = "") -> Client:
+    def make(count: int = 200, *, module: str = "", **fields) -> Client:
         site = Site()
         if module:
             (tmp_path / "own.py").write_text(module)
             (tmp_path / "site.toml").write_text('[models.own]\nsource = "own.py:build"\n')
             site = load_site(tmp_path / "site.toml")
-        return Client(digits.take(torch.arange(count)), tmp_path, site)
+        return Client(digits.take(torch.arange(count)), tmp_path, site, **fields)
 
     return make

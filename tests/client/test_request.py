@@ -8,8 +8,7 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from client.request import parse_query, parse_request
 from common.errors import FailureCode, PeerError
 from common.flower import CONFIG
-from common.privacy import make_plan
-from tests.client.conftest import PRIVATE, run, train_message
+from tests.client.conftest import PRIVATE, plan_of, run, train_message
 
 
 def refused(message) -> bool:
@@ -39,7 +38,7 @@ def test_an_honest_plain_request_is_understood():
 def test_an_honest_private_request_has_the_run_s_plan():
     """The same as the coordinator made."""
     config = run(*PRIVATE)
-    assert parse_request(train_message(config)).plan == make_plan(config, participations=5)
+    assert parse_request(train_message(config)).plan == plan_of(config)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +85,18 @@ def test_what_is_missing_or_of_the_wrong_kind_is_refused(field, value):
         ("noise_multiplier", 1e300),
         ("noise_multiplier", 1e-300),
         ("noise_multiplier", 0.01),
+        ("renyi_order", None),
+        ("renyi_order", 0),
+        ("renyi_order", 1),
+        ("renyi_order", 2.0),
+        ("renyi_order", 2),
+        ("renyi_order", 2**62),
+        ("clients", None),
+        ("clients", 0),
+        ("clients", 2.0),
+        ("min_separation", None),
+        ("min_separation", 0),
+        ("min_separation", 1.5),
         ("participations", None),
         ("participations", 0),
         ("participations", -3),
@@ -154,3 +165,18 @@ def test_a_query_is_checked_as_a_request_is():
     """It names a run too."""
     with pytest.raises(PeerError):
         parse_query(train_message(run(), run=changed("model", "name", to="os:system")))
+
+
+@pytest.mark.parametrize("value", [None, 0.0, -1.0, float("nan"), float("inf"), 1e7, 1e-9, 1, "1"], ids=str)
+def test_a_run_by_client_needs_a_clipping_norm(value):
+    """A bound within reason; only where the unit is a client."""
+    config = run("privacy.unit=client", "privacy.target_epsilon=8")
+    assert parse_request(train_message(config)).clipping_norm == 1.0
+    assert refused(train_message(config, clipping_norm=value))
+    assert parse_request(train_message(run(*PRIVATE))).clipping_norm == 0.0
+
+
+def test_the_plan_counts_every_value_that_the_message_s_model_has():
+    """Each is rounded to the noise's grid; a site takes no message's word for how many there are."""
+    config = run(*PRIVATE)
+    assert parse_request(train_message(config)).plan.dimensions == 650

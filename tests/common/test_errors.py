@@ -24,6 +24,7 @@ FAILURES = {
     "invalid-request": 1005,
     "invalid-reply": 1006,
     "client-lost": 1007,
+    "policy-refused": 1008,
 }
 
 

@@ -58,16 +58,22 @@ def private(**changes: Any) -> RunConfig:
 
 
 def prepared(ledgers: Path, config: RunConfig | None = None, **changes: Any) -> Prepared:
-    return prepare(config or configuration(**changes), ledgers=ledgers, site_file=SITE)
+    return prepare(config or configuration(**changes), folder=ledgers, site_file=SITE)
 
 
 def run(
-    path: Path, config: RunConfig | None = None, *, workers: int = 1, observer: Log | None = None, **changes: Any
+    path: Path,
+    config: RunConfig | None = None,
+    *,
+    workers: int = 1,
+    observer: Log | None = None,
+    insecure_seed: int | None = None,
+    **changes: Any,
 ) -> tuple[Outcome, Log]:
     """A run in `path`, or its continuation where one is there; and what an observer was told."""
     config = config or configuration(**changes)
     log = observer or Log()
-    possible = prepare(config, ledgers=path / "ledger", site_file=SITE)
+    possible = prepare(config, folder=path, site_file=SITE, insecure_seed=insecure_seed)
     with RunFolder.resume(path) if (path / "run.toml").exists() else RunFolder.create(config, path) as folder:
         log.folder = folder
         return execute(possible, workers=workers, folder=folder, observer=log), log

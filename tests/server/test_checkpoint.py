@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from common.disk import atomic_file, disk_errors
 from common.errors import RunError
 from server import checkpoint as module
-from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, save_checkpoint
+from server.checkpoint import Checkpoint, checkpoint_files, load_checkpoint, load_round, save_checkpoint
 
 DIGEST = "0" * 64
 
@@ -54,21 +54,25 @@ class TestRoundTrip:
     """What is saved is loaded."""
 
     @settings(max_examples=40)
-    @given(named_arrays, named_arrays, st.none() | named_arrays)
+    @given(named_arrays, named_arrays, st.none() | named_arrays, named_arrays)
     def test_arrays_come_back_byte_for_byte(
         self,
         tmp_path_factory: pytest.TempPathFactory,
         model: dict[str, NDArray[Any]],
         strategy: dict[str, NDArray[Any]],
         best: dict[str, NDArray[Any]] | None,
+        noise: dict[str, NDArray[Any]],
     ) -> None:
         """Any names, dtypes and shapes survive in their order, also arrays that are empty or have no dimensions."""
         folder = tmp_path_factory.mktemp("checkpoints")
-        saved = Checkpoint(server_round=1, config_digest=DIGEST, arrays=model, strategy=strategy, best_arrays=best)
+        saved = Checkpoint(
+            server_round=1, config_digest=DIGEST, arrays=model, strategy=strategy, best_arrays=best, noise=noise
+        )
         save_checkpoint(folder, saved)
         back = loaded(folder)
         assert (back.best_arrays is None) == (best is None)
-        for one, other in ((model, back.arrays), (strategy, back.strategy), (best or {}, back.best_arrays or {})):
+        both = ((model, back.arrays), (strategy, back.strategy), (best or {}, back.best_arrays or {}))
+        for one, other in (*both, (noise, back.noise)):
             assert list(one) == list(other)
             assert all(same(one[name], other[name]) for name in one)
 
@@ -146,6 +150,31 @@ class TestHistory:
         monkeypatch.undo()
         with pytest.raises(RunError, match="another version"):
             load_checkpoint(tmp_path, DIGEST)
+
+
+class TestOneRound:
+    """`load_round`: a round's own checkpoint or none."""
+
+    def test_is_that_round_and_no_other(self, tmp_path: Path) -> None:
+        """An older or newer checkpoint never stands for it."""
+        for server_round in (3, 4):
+            save_checkpoint(tmp_path, small(server_round))
+        assert [(c := load_round(tmp_path, n, DIGEST)) and c.server_round for n in (2, 3, 4, 5)] == [None, 3, 4, None]
+        assert load_round(tmp_path / "missing", 1, DIGEST) is None
+
+    def test_damaged_is_an_error(self, tmp_path: Path) -> None:
+        """Where nothing may take its place, damage is not passed over."""
+        path = save_checkpoint(tmp_path, small(1))
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(RunError, match="is damaged") as error:
+            load_round(tmp_path, 1, DIGEST)
+        assert error.value.hint
+
+    def test_of_another_configuration_is_an_error(self, tmp_path: Path) -> None:
+        """A round of another run is not taken for this one's."""
+        save_checkpoint(tmp_path, small(1, digest="f" * 64))
+        with pytest.raises(RunError, match="another configuration"):
+            load_round(tmp_path, 1, DIGEST)
 
 
 class TestDamage:

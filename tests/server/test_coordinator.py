@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from common.flower import ARRAYS, CONFIG, arrays_of, client_context, failure_rep
 from server.app import make_server_app
 from server.coordinator import Job, Outcome
 from simulations.run import Prepared
-from simulations.sites import ledger_of
 from tests.helpers.coordinating import Relabelled, StoppedError, Stopping, coordinate, of, real_grid
 from tests.helpers.grids import ScriptedGrid, update
 from tests.helpers.runs import STRATEGIES, Log, as_bytes, configuration, prepared, private, rows, run
@@ -256,20 +256,36 @@ class TestWhatTravels:
 
 
 class TestPrivateRunThatStopped:
-    def test_never_spends_more_than_its_target(self, tmp_path: Path) -> None:
-        """A round begun before a stop stays in the ledger: made again, it costs again, and the last round is refused
-        rather than the target passed.
-        """
+    @staticmethod
+    def _stopped(path: Path) -> RunConfig:
         config = private(rounds=4, data={"clients": 2})
         with pytest.raises(StoppedError):
-            run(tmp_path / "run", config, observer=Stopping("recorded", 2))
+            run(path, config, observer=Stopping("recorded", 2))
+        return config
+
+    @staticmethod
+    def _rounds(path: Path, config: RunConfig) -> list[list[int]]:
+        ledgers = prepared(path, config).sites.ledgers
+        assert ledgers is not None
+        return [[e.server_round for e in ledgers.of(name).events()] for name in ("client-00", "client-01")]
+
+    def test_resends_what_was_paid_for(self, tmp_path: Path) -> None:
+        """A round begun before a stop is in the ledger, and its update was stored: made again, it costs nothing."""
+        config = self._stopped(tmp_path / "run")
         outcome, log = run(tmp_path / "run", config)
-        possible = prepared(tmp_path / "run" / "ledger", config)
-        assert possible.config.privacy.target_epsilon == 5.0
-        for name, spent in possible.spent_by_client().items():
-            events = ledger_of(tmp_path / "run" / "ledger", name).events()
-            assert [event.server_round for event in events] == [1, 2, 2, 3]
-            assert 4.0 < spent <= 5.0
+        assert self._rounds(tmp_path / "run", config) == [[1, 2, 3, 4]] * 2
+        assert log.failures == [{}, {}, {}]
+        assert outcome.rounds == 4
+
+    def test_never_spends_more_than_its_target(self, tmp_path: Path) -> None:
+        """Where stored updates are lost the round costs again, and the last one is refused rather than the target
+        passed.
+        """
+        config = self._stopped(tmp_path / "run")
+        shutil.rmtree(tmp_path / "run" / "spool")
+        outcome, log = run(tmp_path / "run", config)
+        assert self._rounds(tmp_path / "run", config) == [[1, 2, 2, 3]] * 2
+        assert all(4.0 < spent <= 5.0 for spent in prepared(tmp_path / "run", config).spent().values())
         assert log.failures == [{}, {}, {"client-00": "budget-exhausted", "client-01": "budget-exhausted"}]
         assert outcome.rounds == 4
 

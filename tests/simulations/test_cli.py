@@ -11,9 +11,11 @@ import tomli_w
 from safetensors.numpy import load_file
 
 from common.data.builtin import heart
+from common.privacy import Budget
 from server.coordinator import Coordinator
 from server.store import RunFolder
 from simulations.comparison import read_results
+from simulations.ledgers import SimulatedLedgers
 from tests.helpers.processes import coterie, started
 from tests.helpers.runs import SITE, rows, tree
 
@@ -65,14 +67,32 @@ class TestRunFolder:
         assert all("-tiny" in name for name in names)
 
     def test_simulated_ledgers_are_in_it(self) -> None:
-        """With privacy each client's ledger is in the run's folder, an event a round."""
+        """With privacy each client's ledger is in one store in the run's folder, an event a round."""
         assert simulate(write(privacy=PRIVATE, training={"local_steps": 1}), "--out", "here") == 0
-        ledgers = {path.name: path.read_text().count("\n") for path in Path("here/ledger").iterdir()}
-        assert ledgers == {f"client-{i:02d}.jsonl": 3 for i in range(4)}
+        store = SimulatedLedgers(Path("here/ledgers.db"), Budget.opened(5.0, 1e-5))
+        assert [len(store.of(f"client-{i:02d}").events()) for i in range(4)] == [3] * 4
+        assert not Path("here/spool").exists(), "nobody asks for stored updates again"
         last = RunFolder.open(Path("here")).rounds()[-1]
         result = json.loads(Path("here/result.json").read_text())
         assert last["epsilon"] == result["privacy"]["epsilon"]
         assert all(0 < spent <= 5 for spent in last["epsilon"].values())
+
+    def test_a_private_run_with_fixed_noise_repeats_to_the_bit(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """With one worker or two, and says that it protects nobody; with secure noise no two runs are alike."""
+        source = write(privacy=PRIVATE, training={"local_steps": 1})
+        fixed = ("--insecure-fixed-noise", "7")
+        assert simulate(source, "--out", "a", *fixed) == 0
+        assert "protects nobody" in capsys.readouterr().err
+        assert coterie("simulate", source, "--site", SITE, "--workers", "2", "--out", "b", *fixed) == 0
+        assert simulate(source, "--out", "c", "--insecure-fixed-noise", "8") == 0
+        assert simulate(source, "--out", "d") == 0
+        models = [Path(name, "model.safetensors").read_bytes() for name in "abcd"]
+        assert models[0] == models[1]
+        assert len(set(models)) == 3
+        insecure = [
+            json.loads(Path(name, "result.json").read_text())["privacy"]["insecure_fixed_noise"] for name in "ad"
+        ]
+        assert insecure == [True, False]
 
     def test_can_be_predicted_with_and_exported(self, capsys: pytest.CaptureFixture[str]) -> None:
         """`coterie predict` and `coterie export` use the model that a simulation left."""

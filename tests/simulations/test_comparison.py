@@ -197,4 +197,4 @@ def test_settings_of_a_comparison_are_those_of_the_run(tmp_path: Path) -> None:
     config = configuration(**FOLDS)
     for arm in arms_of(config, config, ["client-00", "client-01"]).values():
         assert RunConfig.model_validate(arm.model_dump()) == arm
-        prepare(arm, ledgers=tmp_path, site_file=SITE)
+        prepare(arm, folder=tmp_path, site_file=SITE)

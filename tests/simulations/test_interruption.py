@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,8 @@ from common.errors import LedgerError
 from server.checkpoint import checkpoint_files
 from server.coordinator import Coordinator
 from server.store import RunFolder
-from simulations import workers
-from simulations.inline import InlineGrid
-from simulations.interrupt import interruptible
-from simulations.workers import WorkerPool
-from tests.helpers.pools import NAMES, counting_app, queries
 from tests.helpers.processes import coterie, members, started, wait_until
 from tests.helpers.runs import SITE, private, rows, tree
-from tests.simulations.site_fixtures.parts import lose_an_interrupt
 
 ROUNDS = 6
 STEPS_A_ROUND = 10
@@ -92,52 +86,35 @@ class TestKill:
         monkeypatch.setattr(Coordinator, "_judge", stop)
         assert coterie("simulate", path, "--site", SITE, "--workers", "1", "--out", run, "--quiet") == 130
         monkeypatch.undo()
-        ledger = run / "ledger" / "client-02.jsonl"
-        whole = ledger.read_bytes()
-        for shorter in (b"", whole[: whole.index(b"\n") + 1]):
-            ledger.write_bytes(shorter)
-            capsys.readouterr()
-            assert coterie("simulate", "--resume", run, "--site", SITE, "--quiet") == LedgerError.exit_code
-            assert "the ledger of client-02 holds less than the run had spent" in capsys.readouterr().err
-        ledger.write_bytes(whole)
+        store = run / "ledgers.db"
+        with closing(sqlite3.connect(store)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute("DELETE FROM records WHERE ledger = 'client-02'")
+            connection.execute("DELETE FROM heads WHERE ledger = 'client-02'")
+            connection.commit()
+        capsys.readouterr()
+        assert coterie("simulate", "--resume", run, "--site", SITE, "--quiet") == LedgerError.exit_code
+        assert "the ledger of client-02 holds less than the run had spent" in capsys.readouterr().err
+        store.unlink()
+        assert coterie("simulate", "--resume", run, "--site", SITE, "--quiet") == LedgerError.exit_code
+
+    def test_a_private_run_that_was_interrupted_pays_for_no_round_twice(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whoever had answered resends the stored update; nobody is refused the last round."""
+        path = tmp_path / "private.toml"
+        path.write_text(tomli_w.dumps(private(rounds=4).model_dump(mode="json", exclude_none=True)))
+        run, judged = tmp_path / "run", Coordinator._judge
+
+        def stop(self: Coordinator, server_round: int) -> Any:
+            if server_round == 3:
+                raise KeyboardInterrupt
+            return judged(self, server_round)
+
+        monkeypatch.setattr(Coordinator, "_judge", stop)
+        assert coterie("simulate", path, "--site", SITE, "--workers", "1", "--out", run, "--quiet") == 130
+        monkeypatch.undo()
         assert coterie("simulate", "--resume", run, "--site", SITE, "--quiet") == 0
-
-
-class TestControlC:
-    def test_stops_everything_says_how_to_go_on_and_leaves_a_resumable_run(
-        self, tmp_path: Path, config: Path, whole: Path
-    ) -> None:
-        """Ctrl-C in a terminal, which reaches every process of the group: exit 130, no worker left, a hint that works,
-        no traceback.
-        """
-        run = tmp_path / "run"
-        arguments = ["simulate", str(config), "--site", str(SITE), "--out", str(run), "--workers", "2"]
-        with started(arguments, folder=tmp_path, **{BLOCK: "13"}) as process:
-            wait_until(lambda: len(rows(run)) >= 1, process=process)
-            os.killpg(process.pid, signal.SIGINT)
-            out, err = process.communicate(timeout=240)
-            wait_until(lambda: not members(process.pid))
-        assert process.returncode == 130
-        assert out == ""
-        assert err == f"interrupted; continue with: coterie simulate --resume {run} --site {SITE}\n"
-        assert not (run / "result.json").exists()
-        resume_and_compare(run, whole)
-
-    def test_stops_also_where_python_drops_the_interrupt(
-        self, tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """An exception in a destructor is ignored: without being remembered, this Ctrl-C would not stop the run."""
-        words = ["--site", str(SITE), "--workers", "1", "--set", "data.name=one-in-trouble"]
-        words += ["--set", "model.options.trouble=interrupt", "--out", str(tmp_path / "run")]
-        assert coterie("simulate", str(config), *words) == 130
-        assert "interrupted; continue with:" in capsys.readouterr().err
-        assert rows(tmp_path / "run") == []
-
-    def test_ends_the_wait_for_a_client_that_never_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An interrupt that was dropped after the pool had begun to wait is noticed by the next look."""
-        pool = WorkerPool(counting_app, 1)
-        grid = InlineGrid(pool, NAMES)
-        monkeypatch.setattr(workers, "wait", lambda *_: lose_an_interrupt() or [])
-        with interruptible(), pytest.raises(KeyboardInterrupt):
-            list(grid.stream(queries(grid, {0: "hang"})))
-        pool.close()
+        result = json.loads((run / "result.json").read_text())
+        assert result["missing"] == {}
+        assert all(0 < spent <= 5 for spent in result["privacy"]["epsilon"].values())

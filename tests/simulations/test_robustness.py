@@ -29,7 +29,7 @@ def accuracy(folder: Path, *, strategy: str = "fedavg", liars: int = LIARS) -> f
             "simulation": {"byzantine_clients": liars, "byzantine_scale": -10.0},
         }
     )
-    evaluation = execute(prepare(config, ledgers=folder)).evaluation
+    evaluation = execute(prepare(config, folder=folder)).evaluation
     assert evaluation is not None
     return evaluation.accuracy
 

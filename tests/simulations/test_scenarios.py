@@ -144,10 +144,10 @@ def train(config: RunConfig, ledgers: Path) -> float:
     No client fails. With privacy every client's ledger, replayed, shows that it spent something and no more than the
     target.
     """
-    prepared, failures = prepare(config, ledgers=ledgers), Failures()
+    prepared, failures = prepare(config, folder=ledgers), Failures()
     evaluation = execute(prepared, observer=failures).evaluation
     assert not failures.seen
-    spent = prepared.spent_by_client()
+    spent = prepared.spent()
     assert bool(spent) == config.private
     if config.private:
         assert config.privacy.target_epsilon is not None
@@ -212,7 +212,7 @@ def test_another_privacy_target_is_one_setting_away(name: str) -> None:
     config = load_config(name, [*PRIVATE, "privacy.target_epsilon=3"]).config
     clients = config.data.clients or KNOWN[config.data.name].groups
     rounds = participations(config.cohort, clients, config.rounds)
-    assert 0 < make_plan(config, participations=rounds).epsilon_after(rounds) <= 3
+    assert 0 < make_plan(config, participations=rounds, dimensions=100_000).epsilon_after(rounds) <= 3
 
 
 def test_dp_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

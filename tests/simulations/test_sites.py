@@ -12,7 +12,7 @@ def test_examples_do_not_travel_to_workers(tmp_path: Path) -> None:
     config = RunConfig.model_validate(
         {"model": {"name": "linear"}, "data": {"name": "heart", "partition": "natural", "clients": 0}}
     )
-    sites = prepare(config, ledgers=tmp_path).with_ledgers(tmp_path / "ledger").sites
+    sites = prepare(config, folder=tmp_path).sites
     assert "federation" in sites.__dict__
     copy = pickle.loads(pickle.dumps(sites))  # noqa: S301 - its own bytes
     assert "federation" not in copy.__dict__

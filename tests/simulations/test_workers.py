@@ -19,7 +19,7 @@ from simulations.inline import AppFactory, InlineGrid, InProcess
 from simulations.workers import WorkerPool
 from tests.helpers.pools import NAMES, broken_app, counting_app, own_a_pool, queries
 from tests.helpers.processes import children, wait_until
-from tests.helpers.runs import STRATEGIES, Log, as_bytes, configuration, private, run
+from tests.helpers.runs import STRATEGIES, Log, as_bytes, configuration, prepared, private, run
 
 
 @pytest.fixture
@@ -66,8 +66,10 @@ class TestNumberOfWorkers:
     def test_private_clients_keep_their_ledgers(self, tmp_path: Path) -> None:
         """Whichever worker trains a client, its rounds are in its own ledger, once each."""
         run(tmp_path / "run", private(rounds=3), workers=2)
-        ledgers = {path.stem: path.read_text().count("\n") for path in (tmp_path / "run" / "ledger").iterdir()}
-        assert ledgers == {f"client-{i:02d}": 3 for i in range(4)}
+        ledgers = prepared(tmp_path / "run", private(rounds=3)).sites.ledgers
+        assert ledgers is not None
+        rounds = {f"client-{i:02d}": [e.server_round for e in ledgers.of(f"client-{i:02d}").events()] for i in range(4)}
+        assert rounds == {f"client-{i:02d}": [1, 2, 3] for i in range(4)}
 
 
 class TestFailingClient:

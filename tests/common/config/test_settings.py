@@ -42,7 +42,13 @@ IMPOSSIBLE = [
     ("strategy.trim_fraction", "0.5"),
     ("cohort.size", "-1"),
     ("cohort.deadline_seconds", "inf"),
-    ("privacy.unit", "client"),
+    ("privacy.unit", "row"),
+    ("privacy.clipping_norm", "0"),
+    ("privacy.clipping", "layer"),
+    ("privacy.target_quantile", "1"),
+    ("privacy.clipping_learning_rate", "0"),
+    ("privacy.mechanism", "laplace"),
+    ("cohort.sampling", "random"),
     ("privacy.target_epsilon", "0"),
     ("privacy.target_epsilon", "-1"),
     ("privacy.target_epsilon", "nan"),
@@ -68,6 +74,8 @@ IMPOSSIBLE = [
     ("model.options.hidden", "[1]"),
 ]
 
+BY_CLIENT = ("privacy.unit=client", "privacy.target_epsilon=1")
+
 CONTRADICTIONS = [
     ("data.clients", ["data.clients=0"]),
     ("data.sites", ["data.sites=['a']"]),
@@ -81,6 +89,14 @@ CONTRADICTIONS = [
     ("privacy.target_epsilon", ["privacy.unit=example", "training.local_steps=1"]),
     ("training.local_steps", ["privacy.unit=example", "privacy.target_epsilon=1"]),
     ("strategy.name", [*PRIVATE, "strategy.name=qfedavg"]),
+    ("strategy.name", [*BY_CLIENT, "strategy.name=krum"]),
+    ("cohort.min_survivors", [*BY_CLIENT, "cohort.min_survivors=2"]),
+    ("privacy.clipping", [*BY_CLIENT, "privacy.clipping=per-layer"]),
+    ("privacy.mechanism", [*PRIVATE, "privacy.mechanism=matrix"]),
+    ("privacy.mechanism", [*BY_CLIENT, "privacy.mechanism=matrix", "cohort.size=2"]),
+    ("privacy.mechanism", [*BY_CLIENT, "privacy.mechanism=matrix", "privacy.clipping=adaptive"]),
+    ("cohort.sampling", [*PRIVATE, "cohort.sampling=poisson"]),
+    ("privacy.expected_batch_size", [*PRIVATE, "data.max_examples=100", "privacy.expected_batch_size=101"]),
 ]
 
 NOT_NAMES = [

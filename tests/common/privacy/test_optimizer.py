@@ -14,9 +14,11 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 from torch import nn
 
-from common.errors import PrivacyError
-from common.privacy import PrivacyPlan, SecureNoise
+from common.privacy import SecureNoise
+from common.privacy.noise import GRID_STDDEV
 from common.privacy.optimizer import PrivateOptimizer
+from tests.helpers.noise import Loud, Silence
+from tests.helpers.plans import example_plan
 
 FALSE_ALARM = 1e-7
 SHAPES = ((3,), (2, 2))
@@ -25,56 +27,50 @@ ROUNDING = 1e-5
 """A norm in float32 over a bound in float32: relative."""
 
 
-class Silence:
-    """A noise source without noise: shows the sum that the noise would hide."""
+class Rows:
+    """Per-example gradients that a test hands over, as book-keeping does after a backward pass."""
 
-    def normal(self, count):
-        return np.zeros(count)
+    def __init__(self, parameters):
+        self.parameters = parameters
+        self.rows = torch.zeros((0, sum(p.numel() for p in parameters)))
 
-    def uniform(self, count):
-        return np.full(count, 0.5)
+    def collect(self, examples):
+        rows, self.examples = self.rows[:examples].double(), examples
+        self.parts = rows.split([p.numel() for p in self.parameters], dim=1)
+        return self
 
+    @property
+    def squared_norms(self):
+        return torch.stack([part.square().sum(1) for part in self.parts])
 
-class Loud(Silence):
-    """Counts how often noise is drawn."""
-
-    def __init__(self):
-        self.drawn = []
-
-    def normal(self, count):
-        self.drawn.append(count)
-        return np.ones(count)
-
-
-def plan(**fields):
-    values = {"run": "r", "noise_multiplier": 1.5, "max_grad_norm": 2.0, "sampling_rate": 0.1, "local_steps": 1}
-    values |= {"expected_batch_size": 8, "participations": 1, "target_epsilon": None, "target_delta": 1e-5}
-    return PrivacyPlan(**values | fields)
+    def weighted_sums(self, factors):
+        factors = factors.expand(len(self.parts), self.examples)
+        kept = [part.masked_fill(factor[:, None] == 0, 0.0) for part, factor in zip(self.parts, factors, strict=True)]
+        return [(factor @ part).view(p.shape) for factor, part, p in zip(factors, kept, self.parameters, strict=True)]
 
 
-def make(source, *, shapes=SHAPES, kind=PrivateOptimizer, **fields):
+def make(source, *, shapes=SHAPES, kind=PrivateOptimizer, clipping_norm=None, **fields):
     """An optimizer over zeros that moves each parameter by minus its gradient."""
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
-    return kind(torch.optim.SGD(parameters, lr=1.0), plan=plan(**fields), source=source), parameters
+    rows = Rows(parameters)
+    chosen = example_plan(**{"clipping_norm": 2.0, "dimensions": sum(p.numel() for p in parameters)} | fields)
+    sgd = torch.optim.SGD(parameters, lr=1.0)
+    return kind(sgd, bookkeeping=rows, plan=chosen, source=source, clipping_norm=clipping_norm), rows
 
 
-def feed(optimizer, parameters, rows):
-    """Hand over per-example gradients, float32[n, size], as Opacus' hooks would."""
-    begin = 0
-    for parameter in parameters:
-        end = begin + parameter.numel()
-        parameter.grad_sample = torch.from_numpy(np.array(rows[:, begin:end])).view(-1, *parameter.shape)
-        begin = end
+def feed(optimizer, taped, rows):
+    """Hand over per-example gradients, float32[n, size]."""
+    taped.rows = torch.from_numpy(np.array(rows))
     optimizer.accumulate(len(rows))
 
 
 def step(batches, *, source=None, size=7, **fields):
     """What a step over these physical batches changes, times the divisor: float64[size]."""
-    optimizer, parameters = make(source or Silence(), shapes=((3,), (size - 3,)), **fields)
+    optimizer, taped = make(source or Silence(), shapes=((3,), (size - 3,)), **fields)
     for rows in batches:
-        feed(optimizer, parameters, rows)
+        feed(optimizer, taped, rows)
     optimizer.finish_step()
-    moved = np.concatenate([p.detach().numpy().reshape(-1) for p in parameters])
+    moved = np.concatenate([p.detach().numpy().reshape(-1) for p in taped.parameters])
     return -moved.astype(np.float64) * optimizer.expected_batch_size
 
 
@@ -93,7 +89,7 @@ class TestSensitivity:
     @settings(deadline=None, max_examples=150)
     def test_a_clipped_norm_never_exceeds_its_bound(self, rows, bound):
         """Huge, tiny, zero, infinite, not a number."""
-        total = step([rows], max_grad_norm=bound)
+        total = step([rows], clipping_norm=bound)
         assert np.isfinite(total).all()
         assert np.linalg.norm(total) <= bound * (1 + ROUNDING)
 
@@ -108,28 +104,15 @@ class TestSensitivity:
     def test_a_short_gradient_is_left_alone_and_a_long_one_keeps_its_direction(self):
         """The norm is over all parameters together."""
         short, long = np.full((1, 7), 0.1, np.float32), np.full((1, 7), 100.0, np.float32)
-        np.testing.assert_allclose(step([short]), short[0], rtol=1e-6)
+        np.testing.assert_allclose(step([short]), short[0], atol=2e-5)  # the grid
         np.testing.assert_allclose(step([long]), np.full(7, 2 / math.sqrt(7)), rtol=1e-5)
 
-    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_an_example_that_is_not_finite_contributes_nothing(self, value):
         """And the others what they did without it: in Opacus it makes every parameter NaN, which tells it is there."""
         rows = np.random.default_rng(0).normal(size=(4, 7)).astype(np.float32)
         spoiled = np.insert(rows, 2, value, axis=0)
         np.testing.assert_allclose(step([spoiled]), step([rows]), rtol=1e-6)
-
-
-class TestRows:
-    """Clipping bounds an example only where a row is an example."""
-
-    @pytest.mark.parametrize("rows", [3, 5, 8])
-    def test_other_rows_than_examples_are_refused(self, rows):
-        """A layer that folds time or patches into the batch would have each row clipped by itself."""
-        optimizer, parameters = make(Silence())
-        for parameter in parameters:
-            parameter.grad_sample = torch.ones(rows, *parameter.shape)
-        with pytest.raises(PrivacyError, match="other rows"):
-            optimizer.accumulate(4)
 
 
 class TestBatches:
@@ -145,31 +128,44 @@ class TestBatches:
     @pytest.mark.parametrize("batches", [0, 1, 2, 5])
     def test_noise_is_added_once_a_step(self, batches):
         """Also where there was no batch at all."""
-        source = Loud()
+        source = Loud(1000)
         total = step([np.zeros((3, 7), np.float32)] * batches, source=source)
-        assert source.drawn == [3, 4]
-        np.testing.assert_allclose(total, np.full(7, 1.5 * 2.0), rtol=1e-6)
+        assert sum(source.drawn) == 7
+        np.testing.assert_allclose(total, np.full(7, 1.5 * 2.0 / GRID_STDDEV * 1000), rtol=1e-2)
 
     @pytest.mark.parametrize("count", [0, 1, 8, 50])
     def test_the_divisor_is_public(self, count):
         """The plan's constant, whether the sample was empty or full: a count of rows would show in the result."""
         rows = np.zeros((count, 7), np.float32)
         rows[:, 0] = 1
-        optimizer, parameters = make(Silence(), shapes=((3,), (4,)), expected_batch_size=8)
-        feed(optimizer, parameters, rows)
+        optimizer, taped = make(Silence(), shapes=((3,), (4,)), denominator=8)
+        feed(optimizer, taped, rows)
         optimizer.finish_step()
-        assert parameters[0].detach()[0].item() == pytest.approx(-count / 8)
+        assert taped.parameters[0].detach()[0].item() == pytest.approx(-count / 8, abs=1e-5)
 
     def test_nothing_of_a_step_is_left_for_the_next(self):
         """Neither sums nor gradients: each example would count twice."""
-        optimizer, parameters = make(Silence())
+        optimizer, taped = make(Silence())
         rows = np.ones((2, 7), np.float32)
-        feed(optimizer, parameters, rows)
+        feed(optimizer, taped, rows)
         optimizer.finish_step()
-        first = [p.detach().clone() for p in parameters]
+        first = [p.detach().clone() for p in taped.parameters]
         optimizer.finish_step()
-        assert all(torch.equal(p, before) for p, before in zip(parameters, first, strict=True))
-        assert all(p.grad_sample is None and p.summed_grad is None for p in parameters)
+        assert all(torch.equal(p, before) for p, before in zip(taped.parameters, first, strict=True))
+        assert all(p.summed_grad is None for p in taped.parameters)
+
+    def test_the_sum_is_rounded_to_the_grid_of_its_noise(self):
+        """Between the points of the grid nothing of the sum shows."""
+        rows = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+        chosen = example_plan(clipping_norm=2.0, dimensions=7, denominator=1)
+        grid = chosen.noise_stddev / GRID_STDDEV
+        integers = step([rows], source=SecureNoise(), denominator=1) / grid
+        np.testing.assert_allclose(integers, np.rint(integers), atol=np.abs(integers).max() * 2**-23)
+
+    def test_noise_grows_with_an_adapting_norm(self):
+        """The sensitivity does."""
+        sums = [step([], source=Loud(1000), clipping="adaptive", clipping_norm=norm) for norm in (2.0, 6.0)]
+        np.testing.assert_allclose(sums[1], 3 * sums[0], rtol=1e-6)
 
 
 def check_noise(kind, batches, **fields):
@@ -177,12 +173,12 @@ def check_noise(kind, batches, **fields):
 
     The sum of squares of d independent coordinates over the planned variance is chi-square with d degrees.
     """
-    size = 20_003
-    values = plan(**fields)
-    noise = step(batches(size), source=SecureNoise(), size=size, kind=kind, **fields)
-    squares = np.square(noise / (values.noise_multiplier * values.max_grad_norm)).sum()
+    size = 100_003
+    values = {"noise_multiplier": 1.5, "clipping_norm": 2.0, "dimensions": size} | fields
+    noise = step(batches(size), source=SecureNoise(), size=size, kind=kind, **values)
+    squares = np.square(noise / example_plan(**values).noise_stddev).sum()
     assert stats.chi2.ppf(FALSE_ALARM / 2, size) < squares < stats.chi2.isf(FALSE_ALARM / 2, size)
-    assert np.unique(noise).size > 0.99 * size, "each coordinate has noise of its own"
+    assert np.unique(noise).size > 0.8 * size, "each coordinate has noise of its own"
 
 
 def nobody(size):
@@ -201,7 +197,7 @@ class TooQuiet(PrivateOptimizer):
     """Broken on purpose: a fifth of the noise."""
 
     def add_noise(self):
-        self.noise_multiplier /= 5
+        self._relative_noise /= 5
         super().add_noise()
 
 
@@ -217,16 +213,16 @@ class Reuses(PrivateOptimizer):
     """Broken on purpose: one draw for all coordinates of a parameter."""
 
     def add_noise(self):
+        super().add_noise()
         for parameter in self.params:
-            draw = float(self._source.normal(1)[0]) * self.noise_multiplier * self.max_grad_norm
-            parameter.grad = parameter.summed_grad + draw
+            parameter.grad.fill_(parameter.grad.flatten()[0])
 
 
 class TestNoise:
     """The noise in a step is the noise in the plan."""
 
     @pytest.mark.parametrize("batches", [nobody, empty, unmoved])
-    @pytest.mark.parametrize("fields", [{}, {"noise_multiplier": 0.3}, {"max_grad_norm": 0.01}], ids=str)
+    @pytest.mark.parametrize("fields", [{}, {"noise_multiplier": 0.3}, {"clipping_norm": 0.01}], ids=str)
     def test_its_standard_deviation_is_as_planned(self, batches, fields):
         """Noise multiplier times bound, on every coordinate, over full, empty and missing batches."""
         check_noise(PrivateOptimizer, batches, **fields)

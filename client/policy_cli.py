@@ -1,0 +1,95 @@
+"""`coterie policy`: write a site's rules, and check them against its data, locally."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from common.errors import SiteError
+
+app = typer.Typer(
+    name="policy", help="A site's own rules: policy.toml.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+_EXAMPLE_HEAD = """\
+# What this site takes part in, and what it may spend. Nothing that arrives can change it.
+
+[budget]
+# Over all runs, for each data set; neighbouring data sets differ by one example (or entity) added or removed.
+epsilon = {epsilon}
+# Below one over the number of rows: `coterie policy check` compares them here, once; nothing is sent.
+delta = {delta}
+
+[limits]
+"""
+
+
+@app.command()
+def init(
+    out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("policy.toml"),
+    epsilon: Annotated[float, typer.Option("--epsilon", help="Ceiling over all runs.")] = 10.0,
+    delta: Annotated[float, typer.Option("--delta", help="Delta of the ceiling.")] = 1e-6,
+) -> None:
+    """Write a policy with every limit and its default."""
+    import tomli_w
+
+    from client.policy import Limits, load_policy
+
+    lines = [_EXAMPLE_HEAD.format(epsilon=epsilon, delta=delta)]
+    for name, field in Limits.model_fields.items():
+        lines.append(f"# {field.description}\n{tomli_w.dumps({name: field.get_default()})}")
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write("".join(lines))
+    except FileExistsError as e:
+        raise SiteError(f"{out} is there already", hint="choose another name with --out") from e
+    except OSError as e:
+        raise SiteError(f"{out} cannot be written: {e.strerror}", hint="check the folder and its permissions") from e
+    try:
+        load_policy(out)
+    except SiteError:
+        out.unlink()
+        raise
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def check(
+    policy: Annotated[Path, typer.Argument(help="The policy to check.")],
+    site: Annotated[Path | None, typer.Option("--site", help="The site's registry: a site.toml.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Data set to compare delta with.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Check a policy, and its delta against one over the number of rows. Nothing is sent."""
+    from client.policy import load_policy
+
+    rules = load_policy(policy)
+    document: dict[str, Any] = {
+        "format": 1,
+        "policy": rules.model_dump(mode="json"),
+        "units": None,
+        "delta_is_small": None,
+    }
+    if data is not None:
+        from common.data import check_data
+        from common.site import load_site
+
+        report = check_data(data, site=load_site(site))
+        units = report.entities or report.rows
+        largest = max(rules.limits.largest_delta, rules.budget.delta if rules.budget else 0.0)
+        document |= {"units": units, "delta_is_small": largest * units < 1}
+        if largest * units >= 1:
+            raise SiteError(
+                f"{policy}: delta {largest:g} is not below one over the {units} rows or entities of {data}",
+                hint=f"set budget.delta and limits.largest_delta to {0.1 / units:.0e} or less",
+            )
+    if as_json:
+        typer.echo(json.dumps(document))
+        return
+    budget = f"epsilon {rules.budget.epsilon:g} at delta {rules.budget.delta:g}" if rules.budget else "none"
+    typer.echo(f"{policy} is valid; budget over all runs: {budget}; units: {', '.join(rules.limits.units) or 'none'}")
+    if data is not None:
+        typer.echo(f"delta is below one over the {document['units']} rows or entities of {data}")

@@ -1,0 +1,91 @@
+"""What the coordinator is given, what it tells while it works, and what it hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import nn
+
+from common.config import RunConfig
+from common.errors import FailureCode
+from common.privacy import Ledger, PrivacyPlan
+from common.schema import Examples
+from server.cohort import NoiseByRound, Sampler
+from server.evaluation import Evaluation
+from server.store import RunFolder
+
+Arrays = dict[str, "NDArray[Any]"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundRecord:
+    """What happened in one round; `None` where nothing was measured."""
+
+    server_round: int
+    cohort: list[str]
+    survivors: list[str]
+    failures: dict[str, str]
+    train_loss: float | None
+    accuracy: float | None
+    loss: float | None
+    aggregate_refused: bool
+    """Whether the survivors' aggregate was not finite, so that the model stayed as it was."""
+    seconds: dict[str, float]
+    """Wall seconds of `train`, `aggregate`, `evaluate`, and of the `checkpoint` before this round."""
+    clipping_norm: float | None = None
+    """What updates were clipped to, under client-level privacy; released."""
+    within: float | None = None
+    """Noised share of updates within the norm, where it adapts; released, and can lie outside of 0 to 1."""
+
+
+class Observer:
+    """Told of everything as it happens; does nothing unless a method is overridden."""
+
+    def round_started(self, server_round: int, cohort: list[str]) -> None:
+        """A cohort was sampled and is about to be asked."""
+
+    def reply_received(self, client: str, failure: FailureCode | None) -> None:
+        """A client answered, or failed to."""
+
+    def round_finished(self, record: RoundRecord) -> None:
+        """A round is complete; its checkpoint is written next."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A run to be coordinated.
+
+    Attributes:
+        config: The run's configuration.
+        model: A model with the starting weights; used for evaluation, its weights change.
+        held_out: The coordinator's own examples, or None.
+        plan: The privacy plan, or None without privacy.
+        folder: Where rounds and checkpoints are kept, or None to keep nothing.
+        sampler: Who is asked; None makes one from the configuration.
+        observer: Told of everything.
+        ledger: The coordinator's own record of what it releases; needed under client-level privacy.
+        noise: Where the coordinator's noise and Poisson cohorts come from; None takes fresh secure sources.
+    """
+
+    config: RunConfig
+    model: nn.Module
+    held_out: Examples | None = None
+    plan: PrivacyPlan | None = None
+    folder: RunFolder | None = None
+    sampler: Sampler | None = None
+    observer: Observer = field(default_factory=Observer)
+    ledger: Ledger | None = None
+    noise: NoiseByRound | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """A finished run: the chosen round's weights and what is known of them."""
+
+    arrays: Arrays
+    rounds: int
+    selected_round: int
+    evaluation: Evaluation | None
+    stopped_early: bool

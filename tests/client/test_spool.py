@@ -1,0 +1,58 @@
+"""Updates that were paid for: the same bytes again, or nothing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.spool import Release, Spool
+from common.errors import LedgerError
+
+RELEASE = Release(run="a", server_round=3, base="b")
+
+
+def test_what_was_stored_comes_back(tmp_path):
+    """To the byte; another round, run, model or client gets nothing."""
+    spool = Spool(tmp_path, owner="ward-7")
+    spool.save(RELEASE, b"update")
+    assert spool.load(RELEASE) == b"update"
+    others = [
+        Release(run="x", server_round=3, base="b"),
+        Release(run="a", server_round=2, base="b"),
+        Release(run="a", server_round=3, base="x"),
+    ]
+    assert [spool.load(other) for other in others] == [None, None, None]
+    assert Spool(tmp_path, owner="ward-8").load(RELEASE) is None
+
+
+@given(st.integers(0, 37), st.binary(min_size=1, max_size=3))
+def test_what_was_damaged_is_not_there(tmp_path_factory, place, garbage):
+    """A power cut can leave anything: it is never sent."""
+    folder = tmp_path_factory.mktemp("spool")
+    spool = Spool(folder, owner="ward-7")
+    spool.save(RELEASE, b"update")
+    (file,) = (p for p in folder.rglob("*") if p.is_file())
+    content = file.read_bytes()
+    damaged = content[:place] + garbage + content[place + len(garbage) :]
+    file.write_bytes(damaged)
+    assert spool.load(RELEASE) == (b"update" if damaged == content else None)
+    file.write_bytes(content[:place])
+    assert spool.load(RELEASE) is None
+
+
+def test_rounds_that_are_over_are_forgotten(tmp_path):
+    """The present one is not."""
+    spool = Spool(tmp_path, owner="ward-7")
+    early = Release(run="a", server_round=2, base="b")
+    for release in (early, RELEASE):
+        spool.save(release, b"x")
+    spool.drop_before(3)
+    assert (spool.load(early), spool.load(RELEASE)) == (None, b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+def test_a_disk_that_cannot_be_written_is_an_error_of_ours(tmp_path):
+    """And leaves no part behind."""
+    (tmp_path / "3").write_text("a file where the round's folder belongs")
+    with pytest.raises(LedgerError):
+        Spool(tmp_path, owner="ward-7").save(RELEASE, b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
