@@ -36,6 +36,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m simulations.benchmarks engine --json
+	$(BIN)/python -m simulations.benchmarks dp --json
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -44,6 +44,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         self._bookkeeping = bookkeeping
         self._parameters: list[Any] = bookkeeping.parameters  # Opacus hangs `summed_grad` on them
         self._source = source
+        self._at_start = True
 
     def accumulate(self, examples: int) -> None:
         """Clip the gradients of the physical batch just run backward, and add them to the step's sum.
@@ -56,7 +57,9 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
                 and one example could change the sum by many times the bound.
         """
         batch = self._bookkeeping.collect(examples)
-        sums = batch.weighted_sums(self.clipper.factors(batch.squared_norms))
+        factors = self.clipper.factors(batch.squared_norms)
+        sums = batch.weighted_sums(factors, first=self._at_start)
+        self._at_start = False
         for parameter, part in zip(self._parameters, sums, strict=True):
             parameter.summed_grad = part if parameter.summed_grad is None else parameter.summed_grad.add_(part)
 
@@ -80,6 +83,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         ]
         stddev = self._relative_noise * self.clipper.norm
         released = add_noise(sums, noise_stddev=stddev, source=self._source)
+        self._at_start = True
         for parameter, noisy in zip(self._parameters, released, strict=True):
             parameter.grad, parameter.summed_grad = noisy.to(parameter.dtype), None
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
+from client.memory import keep_freed_memory
 from common.config import RunConfig
 from common.privacy import PrivacyPlan, SecureNoise, make_plan
 from common.privacy.bookkeeping import Bookkeeping
@@ -52,6 +53,7 @@ MEMORY = ("cnn", "lstm_b32", "lstm_b128", "transformer", "resnet18")
 
 def figures(*, quick: bool) -> dict[str, float]:
     """All figures of the benchmark `dp`."""
+    keep_freed_memory()  # as every process that trains clients does
     with _one_thread():
         found, seconds = {}, {}
         for name, workload in DP_WORKLOADS.items():

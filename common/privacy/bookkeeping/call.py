@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import PrivacyError
-from common.privacy.bookkeeping.product import Workspace
+from common.privacy.bookkeeping.product import Adding, Workspace
 
 
 class Call(ABC):
@@ -48,8 +48,8 @@ class Call(ABC):
         """float64[rows] for each parameter: never below the true squared norm. Once, and with a gradient only."""
 
     @abstractmethod
-    def weighted_sums(self, factors: list[Tensor], *, masked: bool) -> list[Tensor]:
-        """For each parameter and its float64[rows]: the float64 sum; `masked` as in `Product.weighted_sum`."""
+    def weighted_sums(self, factors: list[Tensor], *, how: Adding) -> list[Tensor]:
+        """For each parameter and its float64[rows]: the float64 sum; `how` as in `product.Adding`."""
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The layer's only input."""

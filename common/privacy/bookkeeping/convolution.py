@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from common.privacy.bookkeeping.call import Call
 from common.privacy.bookkeeping.dense import Gradient
-from common.privacy.bookkeeping.product import Product, weigh
+from common.privacy.bookkeeping.product import Adding, Product, weigh
 from common.privacy.bookkeeping.rounding import sizes_above
 
 
@@ -72,11 +72,11 @@ class ConvolutionCall(Call):
             squares.append(square)
         return squares
 
-    def weighted_sums(self, factors: list[Tensor], *, masked: bool) -> list[Tensor]:
+    def weighted_sums(self, factors: list[Tensor], *, how: Adding) -> list[Tensor]:
         """Weight, then bias."""
-        sums = [self.product.weighted_sum(factors[0], masked=masked).view(self.layer.weight.shape)]
+        sums = [self.product.weighted_sum(factors[0], how=how).view(self.layer.weight.shape)]
         if len(self.parameters) > 1:
-            sums.append(weigh(self.bias, factors[1], masked=masked))
+            sums.append(weigh(self.bias, factors[1], how=how))
         return sums
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from common.privacy.bookkeeping.call import Call
-from common.privacy.bookkeeping.product import Product, Workspace, weigh
+from common.privacy.bookkeeping.product import Adding, Product, Workspace, weigh
 from common.privacy.bookkeeping.rounding import gamma, sizes_above, squares_above, widen
 
 
@@ -36,11 +36,11 @@ class DenseCall(Call):
             squares.append(square)
         return squares
 
-    def weighted_sums(self, factors: list[Tensor], *, masked: bool) -> list[Tensor]:
+    def weighted_sums(self, factors: list[Tensor], *, how: Adding) -> list[Tensor]:
         """Weight, then bias."""
-        sums = [self.product.weighted_sum(factors[0], masked=masked)]
+        sums = [self.product.weighted_sum(factors[0], how=how)]
         if len(self.parameters) > 1:
-            sums.append(weigh(self.bias, factors[1], masked=masked))
+            sums.append(weigh(self.bias, factors[1], how=how))
         return sums
 
     def flat(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own name for it
 
 from common.privacy.bookkeeping.call import Call
+from common.privacy.bookkeeping.product import Adding
 from common.privacy.bookkeeping.rounding import ROUND_UP, gamma, sizes_above, squares_above, widen
 
 
@@ -42,11 +43,11 @@ class EmbeddingCall(Call):
         t = ids.shape[1]
         return [widen(total, sizes_above(gradient).mul_(t**0.5 * gamma(t, self.dtype)))]
 
-    def weighted_sums(self, factors: list[Tensor], *, masked: bool) -> list[Tensor]:
+    def weighted_sums(self, factors: list[Tensor], *, how: Adding) -> list[Tensor]:
         """Add up the rows that were named."""
         factor = factors[0][self.example].unsqueeze(1)
         rows = self.sums.to(torch.float64, copy=True)
-        if masked:
+        if how == "masked":
             rows.masked_fill_(factor == 0, 0.0)
         rows.mul_(factor)
         total = rows.new_zeros(self.layer.num_embeddings, self.layer.embedding_dim)

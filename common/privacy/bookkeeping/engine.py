@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from common.errors import PrivacyError
 from common.privacy.bookkeeping.call import Call
-from common.privacy.bookkeeping.product import Workspace
-from common.privacy.bookkeeping.rounding import MAX_EXAMPLES, exactly
+from common.privacy.bookkeeping.product import Adding, Workspace
+from common.privacy.bookkeeping.rounding import MAX_EXAMPLES, QUICK_EXAMPLES, exactly
 from common.privacy.bookkeeping.rules import rules_for
 
 _MARK = "grad_sample"
@@ -160,7 +160,7 @@ class PerExample:
             self.squared_norms = torch.stack(rows) if rows else torch.zeros(0, examples, dtype=torch.float64)
             self._finite = bool(self.squared_norms.isfinite().all())
 
-    def weighted_sums(self, factors: Tensor) -> list[Tensor]:
+    def weighted_sums(self, factors: Tensor, *, first: bool = False) -> list[Tensor]:
         """The sums over examples of factor times gradient.
 
         **Guarantee.** An example with factor 0 contributes exactly nothing, even if its gradient is not finite. What
@@ -168,6 +168,8 @@ class PerExample:
 
         Args:
             factors: float64[n] for all parameters, or float64[parameters, n].
+            first: Whether this is the first physical batch of a step: up to `QUICK_EXAMPLES` examples of a step may be
+                added up partly in float32.
 
         Returns:
             float64 tensors shaped as the parameters; zeros where the loss does not depend on one.
@@ -180,13 +182,16 @@ class PerExample:
                 "per-example gradients were asked for after the next batch had been collected",
                 hint="take the weighted sums of one batch before the next",
             )
+        how: Adding = "masked"
+        if self._finite:
+            how = "quick" if first and self.examples <= QUICK_EXAMPLES else "exact"
         each = factors.double().expand(len(self._parameters), self.examples)
         sums: list[Tensor | None] = [None] * len(self._parameters)
         with exactly():
             for call in self._calls:
                 places = [self._places[id(p)] for p in call.parameters]
                 own = [each[k].to(p.device) for k, p in zip(places, call.parameters, strict=True)]
-                for k, total in zip(places, call.weighted_sums(own, masked=not self._finite), strict=True):
+                for k, total in zip(places, call.weighted_sums(own, how=how), strict=True):
                     sums[k] = total
             return [
                 torch.zeros(p.shape, dtype=torch.float64, device=p.device) if total is None else total.view(p.shape)

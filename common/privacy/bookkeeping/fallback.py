@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 
 from common.errors import PrivacyError
 from common.privacy.bookkeeping.call import Call
-from common.privacy.bookkeeping.product import weigh
+from common.privacy.bookkeeping.product import Adding, weigh
 from common.privacy.bookkeeping.rounding import squares_above
 
 _CLOSE, _ROUGH = 1e-3, 1e-1
@@ -79,10 +79,10 @@ class FallbackCall(Call):
         self.gradients = [found[name].to(self.dtype).reshape(n, -1) for name, _ in self._own()]
         return [squares_above(rows) for rows in self.gradients]
 
-    def weighted_sums(self, factors: list[Tensor], *, masked: bool) -> list[Tensor]:
+    def weighted_sums(self, factors: list[Tensor], *, how: Adding) -> list[Tensor]:
         """In the order of the layer's parameters."""
         return [
-            weigh(rows, factor, masked=masked).view(p.shape)
+            weigh(rows, factor, how=how).view(p.shape)
             for rows, factor, p in zip(self.gradients, factors, self.parameters, strict=True)
         ]
 

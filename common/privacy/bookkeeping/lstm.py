@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from common.errors import PrivacyError
 from common.privacy.bookkeeping.call import Call
 from common.privacy.bookkeeping.dense import Gradient, outer
-from common.privacy.bookkeeping.product import Product, weigh
+from common.privacy.bookkeeping.product import Adding, Product, weigh
 
 
 @dataclass(eq=False, kw_only=True)
@@ -134,15 +134,15 @@ class LSTMCall(Call):
                     )
         return [squares[name] for name, _ in self.layer.named_parameters()]
 
-    def weighted_sums(self, factors: list[Tensor], *, masked: bool) -> list[Tensor]:
+    def weighted_sums(self, factors: list[Tensor], *, how: Adding) -> list[Tensor]:
         """In the order of the layer's parameters."""
         sums = []
         for (name, _), factor in zip(self.layer.named_parameters(), factors, strict=True):
             held = self.weights[name]
             if isinstance(held, Product):
-                sums.append(held.weighted_sum(factor, masked=masked))
+                sums.append(held.weighted_sum(factor, how=how))
             else:
-                sums.append(weigh(held, factor, masked=masked))
+                sums.append(weigh(held, factor, how=how))
         return sums
 
 

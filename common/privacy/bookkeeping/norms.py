@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from common.privacy.bookkeeping.call import Call
 from common.privacy.bookkeeping.dense import Gradient
-from common.privacy.bookkeeping.product import weigh
+from common.privacy.bookkeeping.product import Adding, weigh
 from common.privacy.bookkeeping.rounding import gamma, sizes_above, squares_above, widen
 
 
@@ -53,11 +53,11 @@ class _NormCall(Call):
             squares.append(square)
         return squares
 
-    def weighted_sums(self, factors: list[Tensor], *, masked: bool) -> list[Tensor]:
+    def weighted_sums(self, factors: list[Tensor], *, how: Adding) -> list[Tensor]:
         """Weight, then bias."""
-        sums = [weigh(self.weight, factors[0], masked=masked)]
+        sums = [weigh(self.weight, factors[0], how=how)]
         if len(self.parameters) > 1:
-            sums.append(weigh(self.bias, factors[1], masked=masked))
+            sums.append(weigh(self.bias, factors[1], how=how))
         return sums
 
 

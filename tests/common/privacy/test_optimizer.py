@@ -43,7 +43,7 @@ class Rows:
     def squared_norms(self):
         return torch.stack([part.square().sum(1) for part in self.parts])
 
-    def weighted_sums(self, factors):
+    def weighted_sums(self, factors, *, first=False):
         factors = factors.expand(len(self.parts), self.examples)
         kept = [part.masked_fill(factor[:, None] == 0, 0.0) for part, factor in zip(self.parts, factors, strict=True)]
         return [(factor @ part).view(p.shape) for factor, part, p in zip(factors, kept, self.parameters, strict=True)]
@@ -237,3 +237,15 @@ class TestNoise:
         """From the same weights and examples."""
         one, two = (step(unmoved(7), source=SecureNoise()) for _ in range(2))
         assert not np.isin(one, two).any()
+
+
+def test_only_a_step_s_first_batch_may_be_added_up_quickly():
+    """The ledger's sensitivity holds for so many examples of a step, not of each batch."""
+    optimizer, taped = make(Silence())
+    firsts, sums = [], taped.weighted_sums
+    taped.weighted_sums = lambda factors, *, first: firsts.append(first) or sums(factors)
+    for batches in (2, 1):
+        for _ in range(batches):
+            feed(optimizer, taped, np.zeros((3, 7), np.float32))
+        optimizer.finish_step()
+    assert firsts == [True, False, True]

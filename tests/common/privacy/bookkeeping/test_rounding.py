@@ -18,6 +18,7 @@ from common.privacy.bookkeeping import (
 )
 from common.privacy.bookkeeping.dense import Gradient, outer
 from common.privacy.bookkeeping.product import Workspace, weigh
+from common.privacy.bookkeeping.rounding import QUICK_EXAMPLES
 
 WAYS = pytest.mark.parametrize("ghost", [True, False], ids=["ghost", "instantiated"])
 
@@ -79,7 +80,7 @@ def test_cancelling_positions_have_norms_and_bounded_contributions(ghost):
     for i in range(0, 256, 16):
         one = torch.zeros(256, dtype=torch.float64)
         one[i] = factors[i]
-        assert found.weighted_sum(one, masked=False).norm() <= 1.0
+        assert found.weighted_sum(one, how="exact").norm() <= 1.0
 
 
 def test_what_instantiation_rounds_away_is_in_the_norm():
@@ -151,19 +152,20 @@ def test_gamma_is_highams():
 
 
 def test_the_stated_summation_error():
-    """It grows with the examples; the constant is that of the most, below a hundredth of a percent of C."""
+    """It grows with the examples; the constant is that of the most, below a tenth of a percent of C."""
     assert summation_error(1) < summation_error(1000) < SUMMATION_ERROR == summation_error(MAX_EXAMPLES)
-    assert SUMMATION_ERROR < 1e-4
+    assert SUMMATION_ERROR < 1e-3
 
 
+@pytest.mark.parametrize("how", ["exact", "quick"])
 @pytest.mark.parametrize("ghost", [True, False])
-def test_sums_are_as_near_as_stated(ghost):
+def test_sums_are_as_near_as_stated(ghost, how):
     """Clipped sums of cancelling gradients, float64 against exact fractions of what each example contributes."""
     n = 12
     inputs, gradients = cancelling(n, 8, 2, seed=2)
     found = product_of(inputs, gradients, ghost)
     factors = found.squared_norms().rsqrt()
-    total = found.weighted_sum(factors, masked=False)
+    total = found.weighted_sum(factors, how=how)
     # what is added: instantiated float32 gradients, or the exact outer products
     parts = found._kept.view(n, 2, 2) if found._kept is not None else None
     for k in range(2):
@@ -180,15 +182,31 @@ def test_sums_are_as_near_as_stated(ghost):
             assert abs(Fraction(float(total[k, j])) - exact) <= Fraction(summation_error(n)) / 4
 
 
-def test_removing_one_example_changes_a_sum_by_its_contribution():
-    """Neighbouring samples' sums differ by at most C and the stated error, here of 1000 examples with C = 1."""
+@pytest.mark.parametrize(("how", "count"), [("exact", 1000), ("quick", QUICK_EXAMPLES)])
+def test_removing_one_example_changes_a_sum_by_its_contribution(how, count):
+    """Neighbouring samples' sums differ by at most C and the stated error, here with C = 1."""
     torch.manual_seed(0)
-    rows = torch.randn(1000, 700)
+    rows = torch.randn(count, 700)
     factors = rounding.squares_above(rows).rsqrt()
-    whole = weigh(rows, factors, masked=False)
-    for i in (0, 500, 999):
-        keep = torch.arange(1000) != i
-        assert (whole - weigh(rows[keep], factors[keep], masked=False)).norm() <= 1.0 + summation_error(1000)
+    whole = weigh(rows, factors, how=how)
+    exact = factors @ rows.double()
+    assert (whole - exact).norm() <= summation_error(count) / 2
+    for i in (0, count // 2, count - 1):
+        keep = torch.arange(count) != i
+        assert (whole - weigh(rows[keep], factors[keep], how=how)).norm() <= 1.0 + summation_error(count)
+
+
+@pytest.mark.parametrize(("first", "examples", "quick"), [(True, 40, True), (False, 40, False), (True, 257, False)])
+def test_only_so_many_examples_of_a_step_are_added_up_quickly(first, examples, quick, monkeypatch):
+    """Those of its first physical batch, if it is small: the bound on their error is a constant."""
+    seen = []
+    monkeypatch.setattr(product, "_weigh_quickly", lambda rows, factors, total: seen.append(len(rows)) or total.zero_())
+    layer = nn.Linear(3, 2)
+    bookkeeping = Bookkeeping(layer)
+    layer(torch.randn(examples, 4, 3)).sum().backward()
+    batch = bookkeeping.collect(examples)
+    batch.weighted_sums(torch.ones(examples, dtype=torch.float64), first=first)
+    assert bool(seen) is quick
 
 
 def test_overflow_is_infinite():
