@@ -61,18 +61,19 @@ def show(
     their parameters been fixed beforehand. "Against the coordinator" is infinite where the coordinator adds the noise.
     """
     from client.ledger_lookup import entries_of
-    from client.ledger_report import console, facts, render
+    from client.ledger_report import MANY, console, facts, overview, render
 
     entries = entries_of(what, state, data)
-    documents = [facts(entry) for entry in entries]
     if as_json:
-        _print_json({"format": 1, "relation": "add/remove", "ledgers": documents})
+        _print_json({"format": 1, "relation": "add/remove", "ledgers": [facts(entry) for entry in entries]})
         if any(entry.problem for entry in entries):
             raise typer.Exit(LedgerError.exit_code)
         return
     out = console()
-    for document in documents:
-        out.print(render(document))
+    if len(entries) > MANY:
+        out.print(overview(entries))
+    for entry in entries if len(entries) <= MANY else ():
+        out.print(render(facts(entry)))
     _raise_problems(entries)
 
 

@@ -26,6 +26,8 @@ WIDE = 200
 
 _SHORT = 12
 _NEARLY = 0.8
+MANY = 8
+"""With more ledgers each has a line only."""
 _UNITS: tuple[Unit, ...] = ("example", "client")
 
 
@@ -159,6 +161,23 @@ def render(document: dict[str, Any]) -> RenderableType:
     if also and not document["simulated"]:
         title.append(f"  also known as {', '.join(also)}", style="dim")
     return Group(title, *(Padding(part, (0, 0, 1, 2), expand=False) for part in parts))
+
+
+def overview(entries: Sequence[Entry]) -> RenderableType:
+    """Many ledgers, a line each."""
+    table = _table("ledger", "protects", "spent", "of epsilon", "used", "events", right=("spent", "of epsilon", "used"))
+    for entry in entries:
+        if entry.problem:
+            table.add_row(entry.name, Text(f"cannot be trusted: {entry.problem}", style="red"))
+            continue
+        standing = entry.standing
+        share = _finite(standing.share)
+        used = "all" if share is None or share >= 1 else f"{100 * share:.1f} %"
+        epsilon = number(_finite(standing.spent)), f"{standing.budget.epsilon:.4g}"
+        table.add_row(entry.name, standing.unit, *epsilon, used, str(len(standing.events)))
+    simulated = any(entry.standing.simulated for entry in entries if not entry.problem)
+    told = "simulated: nothing real was released; " if simulated else ""
+    return Group(table, Text(f"{told}--data NAME shows one of them", style="dim"))
 
 
 def console() -> Console:

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from common.config import RunConfig
+from common.privacy.noise import add_noise
+from simulations.insecure import FixedNoise
 from simulations.run import execute, prepare
 
 DEVICE = "cuda"
@@ -72,3 +74,12 @@ def test_two_worker_processes_share_the_device(tmp_path: Path) -> None:
     together = execute(prepare(config, folder=tmp_path / "b"), workers=2)
     for name, values in alone.arrays.items():
         assert values == pytest.approx(together.arrays[name], abs=1e-5)
+
+
+def test_noise_is_added_on_the_device_as_on_the_processor() -> None:
+    """The same integers on the same grid: equal to the bit."""
+    sums = [torch.randn(1000, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64)]
+    here = add_noise(sums, noise_stddev=0.3, source=FixedNoise(1, "a"))
+    there = add_noise([total.to(DEVICE) for total in sums], noise_stddev=0.3, source=FixedNoise(1, "a"))
+    assert all(part.device.type == DEVICE for part in there)
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(here, there, strict=True))

@@ -136,6 +136,18 @@ class TestShow:
             ("hungary", True),
         ]
 
+    def test_many_ledgers_have_a_line_each(self, coterie, tmp_path):
+        """And how to see one of them."""
+        ledgers = SimulatedLedgers(tmp_path / "runs" / "many" / "ledgers.db", BUDGET)
+        for i in range(9):
+            ledgers.of(f"client-{i}").reserve(sampled(rate=0.1), planned=1)
+        ledgers.close()
+        code, out, _ = coterie("show", str(tmp_path / "runs" / "many"))
+        assert code == 0
+        assert sum(line.startswith("client-") for line in out.splitlines()) == 9
+        assert "--data NAME" in out
+        assert "simulated" in out
+
     def test_a_ledger_that_cannot_be_trusted_is_said_to_be(self, coterie, site):
         """The others are still shown; nothing is said of what it spent."""
         cut(site)
