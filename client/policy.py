@@ -14,7 +14,6 @@ of the batch size against such a limit would find that number by bisection.
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from common.config import RunConfig
 from common.errors import FailureCode, PeerError, PrivacyError, SiteError
 from common.privacy import Budget
+from common.site import read_own_toml
 
 _UNITS = ("none", "example", "client")
 
@@ -100,12 +100,9 @@ def load_policy(path: Path) -> Policy:
     Raises:
         SiteError: The file is missing, not TOML, or has unknown keys or impossible values.
     """
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise SiteError(f"{path} cannot be read: {e.strerror}", hint="`coterie policy init` writes an example") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise SiteError(f"{path} is not valid TOML: {e}", hint="`coterie policy init` writes an example") from e
+    tree = read_own_toml(
+        path, missing="`coterie policy init` writes an example", wrong="`coterie policy init` writes an example"
+    )
     try:
         policy = Policy.model_validate(tree)
         if policy.budget is not None:

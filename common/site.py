@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -92,12 +92,7 @@ def load_site(path: str | Path | None) -> Site:
     if path is None:
         return Site()
     path = Path(path)
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise SiteError(f"{path} cannot be read: {e.strerror}", hint="name your registry with --site PATH") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise SiteError(f"{path} is not valid TOML: {e}", hint="see docs/data.md for an example") from e
+    tree = read_own_toml(path, missing="name your registry with --site PATH", wrong="see docs/data.md for an example")
     if "folder" in tree:
         raise SiteError(f"{path}: unknown key `folder`", hint="paths are relative to the file itself")
     try:
@@ -106,3 +101,22 @@ def load_site(path: str | Path | None) -> Site:
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise SiteError(f"{path}: `{where}`: {first['msg']}", hint="see docs/data.md for every key") from e
+
+
+def read_own_toml(path: Path, *, missing: str, wrong: str) -> dict[str, Any]:
+    """A TOML file that the site itself wrote.
+
+    Args:
+        path: The file.
+        missing: Hint where it cannot be read.
+        wrong: Hint where it is not TOML.
+
+    Raises:
+        SiteError: The file cannot be read, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise SiteError(f"{path} cannot be read: {e.strerror}", hint=missing) from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise SiteError(f"{path} is not valid TOML: {e}", hint=wrong) from e

@@ -70,10 +70,9 @@ class TestKill:
         assert RunFolder.open(run).status == "interrupted"
         resume_and_compare(run, whole)
 
-    def test_a_ledger_that_lost_events_meanwhile_ends_the_run(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """Without them, the epsilon shown for the whole run would be that of its last rounds."""
+    @pytest.fixture
+    def stopped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """The folder of a private run that was interrupted in its third round, when all clients had answered."""
         path = tmp_path / "private.toml"
         path.write_text(tomli_w.dumps(private(rounds=4).model_dump(mode="json", exclude_none=True)))
         run, judged = tmp_path / "run", Coordinator._judge
@@ -83,9 +82,16 @@ class TestKill:
                 raise KeyboardInterrupt
             return judged(self, server_round)
 
-        monkeypatch.setattr(Coordinator, "_judge", stop)
-        assert coterie("simulate", path, "--site", SITE, "--workers", "1", "--out", run, "--quiet") == 130
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr(Coordinator, "_judge", stop)
+            assert coterie("simulate", path, "--site", SITE, "--workers", "1", "--out", run, "--quiet") == 130
+        return run
+
+    def test_a_ledger_that_lost_events_meanwhile_ends_the_run(
+        self, stopped: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Without them, the epsilon shown for the whole run would be that of its last rounds."""
+        run = stopped
         store = run / "ledgers.db"
         with closing(sqlite3.connect(store)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -98,22 +104,9 @@ class TestKill:
         store.unlink()
         assert coterie("simulate", "--resume", run, "--site", SITE, "--quiet") == LedgerError.exit_code
 
-    def test_a_private_run_that_was_interrupted_pays_for_no_round_twice(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_private_run_that_was_interrupted_pays_for_no_round_twice(self, stopped: Path) -> None:
         """Whoever had answered resends the stored update; nobody is refused the last round."""
-        path = tmp_path / "private.toml"
-        path.write_text(tomli_w.dumps(private(rounds=4).model_dump(mode="json", exclude_none=True)))
-        run, judged = tmp_path / "run", Coordinator._judge
-
-        def stop(self: Coordinator, server_round: int) -> Any:
-            if server_round == 3:
-                raise KeyboardInterrupt
-            return judged(self, server_round)
-
-        monkeypatch.setattr(Coordinator, "_judge", stop)
-        assert coterie("simulate", path, "--site", SITE, "--workers", "1", "--out", run, "--quiet") == 130
-        monkeypatch.undo()
+        run = stopped
         assert coterie("simulate", "--resume", run, "--site", SITE, "--quiet") == 0
         result = json.loads((run / "result.json").read_text())
         assert result["missing"] == {}
