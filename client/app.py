@@ -128,9 +128,14 @@ def _train(
     """Train in place; the metrics of the reply. With privacy these are constants of the plan, not of the data."""
     config, mu = request.config, request.proximal_mu
     rate = learning_rate_at(config.training, request.server_round, config.rounds)
-    _seed_training(config, request.server_round, data.name, slot.device)
+    if config.privacy.unit == "example":  # a mask that somebody can foresee ties each example to its place in the batch
+        _seed_torch(int(source.words(1)[0]) >> 1, slot.device)
+    else:
+        _seed_training(config, request.server_round, data.name, slot.device)
     examples = data.train.to(slot.device)
     if request.plan is not None and slot.bookkeeping is not None:
+        if sum(p.numel() for p in slot.bookkeeping.parameters) > request.plan.dimensions:
+            raise PeerError(FailureCode.INVALID_REQUEST)  # the ledger would say less than is rounded and drawn
         norm = train_private(
             slot.model,
             examples,
@@ -147,7 +152,8 @@ def _train(
         return {WEIGHT: 1.0}
     if request.plan is not None:  # the whole update is bounded by `clipping_mod`
         with unchanged(slot.model):
-            train_plain(slot.model, examples, config.training, learning_rate=rate, proximal_mu=mu)
+            if len(examples):  # a client without examples sends the model as it came
+                train_plain(slot.model, examples, config.training, learning_rate=rate, proximal_mu=mu)
         return {WEIGHT: 1.0}
     loss = train_plain(slot.model, examples, config.training, learning_rate=rate, proximal_mu=mu)
     if not np.isfinite(loss):
@@ -170,7 +176,10 @@ def _seed_training(config: RunConfig, server_round: int, client: str, device: to
     model.
     """
     text = f"{config.seeds.training}/{server_round}/{client}".encode()
-    seed = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+    _seed_torch(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1, device)
+
+
+def _seed_torch(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

@@ -147,7 +147,8 @@ class SiteLedgers:
                         f"{path} is missing, and with it the way to know data sets by their content",
                         hint="restore the identity folder from a backup",
                     )
-                self._counters.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._counters.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._counters.mkdir(mode=0o700, exist_ok=True)
                 _draw(path)
             salt = path.read_bytes()
         if len(salt) != _SALT_BYTES:

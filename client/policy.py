@@ -1,6 +1,6 @@
 """`policy.toml`: what a site takes part in, and what it may spend. Nothing that arrives can change it.
 
-    [budget]                    # over all runs, for each data set; relation add/remove
+    [budget]                    # of new ledgers, over all runs; `coterie ledger budget` changes one that exists
     epsilon = 10.0
     delta = 1e-6                # below one over the number of rows: `coterie policy check` compares them here
 
@@ -50,6 +50,10 @@ class Limits(_Table):
     largest_delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="Largest target_delta of a run.")
     largest_batch_size: Annotated[int, Field(ge=1)] = Field(1 << 20, description="Largest expected_batch_size.")
     largest_sampling_rate: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Largest sampling_rate.")
+    largest_physical_batch: Annotated[int, Field(ge=1)] = Field(
+        1024, description="Largest max_physical_batch: more than this site has memory for would show as a failure."
+    )
+    largest_rounds: Annotated[int, Field(ge=1)] = Field(10_000, description="Most rounds of a run.")
     largest_local_steps: Annotated[int, Field(ge=1)] = Field(1 << 20, description="Most local steps in a round.")
 
 
@@ -72,6 +76,8 @@ class Policy(_Table):
             privacy.unit not in limits.units
             or (config.private and privacy.target_delta > limits.largest_delta)
             or config.training.local_steps > limits.largest_local_steps
+            or config.training.max_physical_batch > limits.largest_physical_batch
+            or config.rounds > limits.largest_rounds
         )
         if privacy.unit == "example":
             refused |= privacy.expected_batch_size > limits.largest_batch_size
@@ -90,7 +96,9 @@ class Policy(_Table):
         return Budget.opened(self.budget.epsilon, self.budget.delta, self.budget.order)
 
 
-PERMISSIVE = Policy(limits=Limits(units=list(_UNITS), largest_delta=0.5))
+PERMISSIVE = Policy(
+    limits=Limits(units=list(_UNITS), largest_delta=0.5, largest_physical_batch=1 << 20, largest_rounds=1 << 30)
+)
 """Joins every run that is valid; for simulations, where the person who runs them owns the data."""
 
 

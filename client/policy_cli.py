@@ -19,6 +19,7 @@ _EXAMPLE_HEAD = """\
 
 [budget]
 # Over all runs, for each data set; neighbouring data sets differ by one example (or entity) added or removed.
+# A ledger opens with it; change the budget of one that exists with `coterie ledger budget`.
 epsilon = {epsilon}
 # Below one over the number of rows: `coterie policy check` compares them here, once; nothing is sent.
 delta = {delta}

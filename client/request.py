@@ -31,6 +31,8 @@ from common.privacy.clipping import LARGEST_NORM, SMALLEST_NORM
 
 T = TypeVar("T")
 
+_LARGEST_MU = 1e6
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Calibrated:
@@ -114,7 +116,7 @@ def _parse(message: Message, *, train: bool) -> TrainRequest:
         if server_round > config.rounds:
             raise ValueError(server_round)
         mu = record.get("proximal-mu", 0.0)
-        if not isinstance(mu, float) or not 0 <= mu < math.inf:
+        if not isinstance(mu, float) or not 0 <= mu <= _LARGEST_MU:
             raise ValueError(mu)
         return TrainRequest(
             config=config,
@@ -133,7 +135,7 @@ def _dimensions(message: Message) -> int:
     record = message.content[ARRAYS]
     if not isinstance(record, ArrayRecord):
         raise TypeError(ARRAYS)
-    return max(1, sum(math.prod(array.shape) for array in record.values() if array.dtype.startswith("float")))
+    return max(1, sum(math.prod(array.shape) for array in record.values()))
 
 
 def _field(record: ConfigRecord, key: str, kind: type[T]) -> T:

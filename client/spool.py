@@ -24,7 +24,7 @@ class Release:
 
 
 class Spool:
-    """One client's stored updates, in a folder for each round that several clients may share.
+    """One client's stored updates, in a folder for each run and round that several clients may share.
 
     Guarantee: what `load` returns is what `save` was given, or nothing. A file that a power cut has damaged counts as
     not there; then the round is paid for again.
@@ -61,13 +61,13 @@ class Spool:
         except OSError as e:
             raise LedgerError(f"{path} cannot be written: {e.strerror}", hint="free some space") from e
 
-    def drop_before(self, server_round: int) -> None:
-        """Forget rounds that are over: a coordinator that asks for one has the ones before it on disk."""
+    def drop_before(self, run: str, server_round: int) -> None:
+        """Forget a run's rounds that are over: a coordinator that asks for one has the ones before it on disk."""
         with suppress(OSError):
-            for entry in self._folder.iterdir():
+            for entry in (self._folder / run).iterdir():
                 if entry.name.isdecimal() and int(entry.name) < server_round:
                     shutil.rmtree(entry, ignore_errors=True)
 
     def _path(self, release: Release) -> Path:
         text = f"coterie-spool-v1/{self._owner}/{release.run}/{release.server_round}/{release.base}"
-        return self._folder / str(release.server_round) / hashlib.sha256(text.encode()).hexdigest()
+        return self._folder / release.run / str(release.server_round) / hashlib.sha256(text.encode()).hexdigest()

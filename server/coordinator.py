@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from common.errors import FailureCode, PrivacyError, RunError
+from common.errors import BudgetExhaustedError, FailureCode, PrivacyError, RunError
 from common.flower import (
     ARRAYS,
     CLIENTS,
@@ -97,8 +97,14 @@ class Coordinator:
         self._check_plan(len(roster))
         patience = config.evaluation.patience
         while done < config.rounds and not (patience and self._since_best >= patience):
+            try:
+                self._round(grid, roster, done + 1)
+            except BudgetExhaustedError as e:
+                if not self._any_update:
+                    raise
+                log.warning("run_ended_by_its_ledger", server_round=done + 1, reason=str(e))
+                break
             done += 1
-            self._round(grid, roster, done)
         if not self._any_update:
             raise RunError(
                 "no client sent an update in any round that could be used",

@@ -6,9 +6,9 @@ told, the checkpoint is written, and only with the next round's messages does th
 **A process may stop at any instant.** What it leaves behind is one of three things.
 
 - No release on disk. If noise was drawn, it was in memory only, and nothing that depends on it left the process:
-  neither a model nor a figure. The round is made again, with other updates and fresh noise; the first draw was never
-  released. What was reserved stays so: where each round has its event, the round is paid for twice; an event of the
-  whole run stands for whatever is released in its rounds, and is reserved once a course.
+  neither a model nor a figure. If the round is in the ledger it is lost: nobody can tell that no release of it was
+  stored and then removed, and an event of the whole run does not cover a second one. The run ends there with the model
+  so far. If it is not, the round is made again.
 - The round's release on disk, but no checkpoint of it. Figures of the new model may be known by now, for the round's
   record is told before its checkpoint. The round is made again *from the stored release*: no client is asked, no noise
   drawn, nothing reserved, and strategy and model come out as they were, to the bit. A second noised sum of the same
@@ -43,11 +43,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import FailureCode, PrivacyError, RunError
+from common.errors import BudgetExhaustedError, FailureCode, PrivacyError, RunError
 from common.privacy import Ledger, PrivacyPlan, matrix
 from common.privacy.clipping import adapted
 from common.privacy.noise import NoiseSource, SecureNoise, noised
-from server.checkpoint import Checkpoint, checkpoint_files, load_round, save_checkpoint
+from server.checkpoint import Checkpoint, load_round, save_checkpoint
 from server.cohort import NoiseByRound
 from server.grids.clipped_sum import ClippedSum, check_rounding
 
@@ -132,7 +132,6 @@ class Releases:
         self._folder = None if checkpoints is None else checkpoints / FOLDER
         self._sums: list[Vector] = []
         self._released: list[Vector] = []
-        self._reserved = self._folder is not None and bool(checkpoint_files(self._folder))
 
     @property
     def adaptive(self) -> bool:
@@ -237,18 +236,16 @@ class Releases:
         return len(self._plan.coefficients) - 1
 
     def _reserve(self, server_round: int) -> None:
-        """Pay first. An event of the whole run is reserved once; that it was is on disk before any noise is drawn."""
-        whole, event = self._plan.central_events == 1, self._plan.central_event(server_round)
-        if whole and self._reserved:
-            return
-        if whole and event in self._ledger.events():  # a ledger takes it for the same course going on
-            raise PrivacyError(
-                "a run of the same configuration has been released before", hint="change `name`: it is paid for anew"
-            )
-        self._ledger.reserve(event, planned=self._plan.central_events)
-        if whole and self._folder is not None:
-            save_checkpoint(self._folder, Checkpoint(server_round=0, config_digest=self._run, arrays={}))
-        self._reserved = True
+        """Pay first. A round that is in the ledger already has no second release: its first was stored, or is lost."""
+        plan = self._plan
+        try:
+            self._ledger.reserve(plan.central_event(server_round), planned=plan.rounds)
+        except BudgetExhaustedError as e:
+            raise BudgetExhaustedError(
+                f"round {server_round} cannot be released: {e}",
+                hint="a round that was paid for but not stored is lost; a run of the same configuration needs another "
+                "`name`",
+            ) from e
 
     def _share_within(self, total: ClippedSum, source: NoiseSource) -> float | None:
         """The noised share of updates within the norm, or None."""

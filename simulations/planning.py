@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from common.config import RunConfig
+from common.errors import PrivacyError
 from common.privacy import RELATION, PrivacyPlan, make_plan, spent
 from common.privacy.accounting.accountant import PrivacyLoss, Renyi, ReplaceOne
 from common.privacy.events import PrivacyEvent, Unit
@@ -76,7 +77,7 @@ def warnings_of(plan: PrivacyPlan) -> list[str]:
 
 
 def what_if(plan: PrivacyPlan, config: RunConfig, *, clients: int) -> dict[str, Any]:
-    """Epsilon for other noise and rounds, and the noise that other targets need."""
+    """Epsilon for other noise and rounds, and the noise that other targets need; null where there is no such plan."""
     rounds = sorted({max(1, round(config.rounds * f)) for f in _FACTORS})
     noises = [plan.noise_multiplier * f for f in (0.5, 0.7, 1.0, 1.5, 2.0)]
     targets = [plan.budget.epsilon * f for f in (0.33, 0.5, 1.0, 2.0, 3.0)]
@@ -85,14 +86,18 @@ def what_if(plan: PrivacyPlan, config: RunConfig, *, clients: int) -> dict[str, 
         "epsilon": [
             {
                 "noise_multiplier": z,
-                "epsilon": [_varied(plan, config, clients, r, noise=z).budget.epsilon for r in rounds],
+                "epsilon": [
+                    p and p.budget.epsilon for p in (_varied(plan, config, clients, r, noise=z) for r in rounds)
+                ],
             }
             for z in noises
         ],
         "noise": [
             {
                 "target_epsilon": e,
-                "noise_multiplier": [_varied(plan, config, clients, r, target=e).noise_multiplier for r in rounds],
+                "noise_multiplier": [
+                    p and p.noise_multiplier for p in (_varied(plan, config, clients, r, target=e) for r in rounds)
+                ],
             }
             for e in targets
         ],
@@ -107,16 +112,19 @@ def _varied(
     *,
     noise: float | None = None,
     target: float | None = None,
-) -> PrivacyPlan:
-    """The plan of the same run with other rounds, and other noise or another target."""
+) -> PrivacyPlan | None:
+    """The plan of the same run with other rounds, and other noise or another target; None where there is none."""
     privacy = config.privacy.model_copy(update={"noise_multiplier": noise, "target_epsilon": target})
-    return make_plan(
-        config.model_copy(update={"rounds": rounds, "privacy": privacy}),
-        dimensions=plan.dimensions,
-        participations=participations(config.cohort, clients, rounds),
-        min_separation=min_separation(config.cohort, clients),
-        clients=clients,
-    )
+    try:
+        return make_plan(
+            config.model_copy(update={"rounds": rounds, "privacy": privacy}),
+            dimensions=plan.dimensions,
+            participations=participations(config.cohort, clients, rounds),
+            min_separation=min_separation(config.cohort, clients),
+            clients=clients,
+        )
+    except PrivacyError:
+        return None
 
 
 def _beside(events: Sequence[PrivacyEvent], delta: float, unit: Unit) -> dict[str, float | None]:

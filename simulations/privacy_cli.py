@@ -121,7 +121,7 @@ def _show(document: dict[str, Any], console: Console) -> None:
     table.add_row("[dim]one example at a site[/dim]", *_figures(document["site"]))
     console.print(table)
     console.print(
-        "* as if all parameters had been fixed beforehand. replace-one: neighbours differ by one changed example.",
+        "* as if all parameters had been fixed beforehand. replace-one: neighbours differ in one unit's values.",
         style="dim",
     )
     if document["site"]["epsilon_against_coordinator"] is None:
@@ -164,6 +164,6 @@ def _show_what_if(tables: dict[str, Any], console: Console) -> None:
         for rounds in tables["rounds"]:
             table.add_column(f"{rounds} rounds", justify="right")
         for row in tables[key]:
-            table.add_row(f"{row[name]:.3g}", *(f"{value:.3g}" for value in row[cell]))
+            table.add_row(f"{row[name]:.3g}", *("-" if value is None else f"{value:.3g}" for value in row[cell]))
         console.print(table)
         console.print()

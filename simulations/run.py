@@ -21,6 +21,7 @@ from common.errors import DataError, ModelError
 from common.flower import client_context
 from common.models import check_private, initial_model
 from common.privacy import Ledger, PrivacyPlan, make_plan, spent
+from common.privacy.bookkeeping import Bookkeeping
 from common.schema import Federation
 from server.app import make_server_app
 from server.cohort import Sampler, min_separation, participations
@@ -107,6 +108,7 @@ def prepare(
     if config.private:
         if config.privacy.unit == "example":
             check_private(model)
+            Bookkeeping(model).detach()  # refuses what it cannot differentiate, before anybody pays
         plan = make_plan(
             config,
             dimensions=sum(p.numel() for p in model.parameters() if p.requires_grad),

@@ -17,13 +17,14 @@ from common.config import RunConfig
 from common.data import load_federation
 from common.errors import FailureCode, PeerError
 from common.privacy import Budget, Ledger, NoiseSource, SecureNoise
+from common.privacy.ledger.simulated import STORE
 from common.schema import ClientData, DataSchema, Federation
 from common.site import Site, load_site
 from simulations.insecure import FixedNoise
 from simulations.ledgers import SimulatedLedgers
 
-LEDGERS, SPOOL = "ledgers.db", "spool"
-"""Names in a run's folder."""
+SPOOL = "spool"
+"""Name in a run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class SimulatedSites:
     @cached_property
     def ledgers(self) -> SimulatedLedgers | None:
         """The store of all clients' ledgers; None without privacy."""
-        return None if self.budget is None else SimulatedLedgers(self.folder / LEDGERS, budget=self.budget)
+        return None if self.budget is None else SimulatedLedgers(self.folder / STORE, budget=self.budget)
 
     @cached_property
     def secure_noise(self) -> SecureNoise:

@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from client.policy import Policy
-from client.request import TrainRequest, parse_request, read_arrays
+from client.request import TrainRequest, parse_query, parse_request, read_arrays
 from client.spool import Release, Spool
 from common.privacy import Ledger, NonPrivate
 from common.transport.records import decode_records, encode_records
@@ -39,8 +39,8 @@ def privacy_mod(resources: PrivacyResources) -> Mod:
     """
 
     def reserve(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        resources.policy.check(parse_query(message).config)  # before the plan, which takes work
         request = parse_request(message)
-        resources.policy.check(request.config)
         ledger = resources.ledger(request, context)
         spool = resources.spool(request, context) if request.plan is not None else None
         release = _release(message, request) if spool is not None else None
@@ -56,7 +56,7 @@ def privacy_mod(resources: PrivacyResources) -> Mod:
                 ledger.reserve(plan.event(request.server_round), planned=plan.participations)
         reply = call_next(message, context)
         if spool is not None and release is not None and reply.has_content():
-            spool.drop_before(request.server_round)
+            spool.drop_before(request.digest, request.server_round)
             spool.save(release, b"".join(encode_records(reply.content)))
         return reply
 

@@ -18,6 +18,9 @@ from pydantic import BaseModel, ValidationError
 from common.config.settings import RunConfig
 from common.errors import ConfigError
 
+_UNSET = object()
+"""What `--set key=` leaves: the setting as if no file had it."""
+
 DP_TABLE = "dp"
 """Top-level table whose settings replace the others when `privacy.unit` is not `none`."""
 
@@ -150,7 +153,7 @@ def _overrides(overrides: Sequence[str]) -> Tree:
         try:
             value = tomllib.loads(f"v = {raw}")["v"]
         except tomllib.TOMLDecodeError:
-            value = raw.strip()
+            value = raw.strip() or _UNSET
         *parents, leaf = key.strip().split(".")
         node: Any = tree
         for parent in parents:
@@ -166,7 +169,10 @@ def _overrides(overrides: Sequence[str]) -> Tree:
 def _merge(into: Tree, tree: Tree, origin: str, origins: dict[str, str], prefix: str = "") -> None:
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
-        if isinstance(value, dict):
+        if value is _UNSET:
+            into.pop(key, None)
+            origins[dotted] = "default"
+        elif isinstance(value, dict):
             child = into.setdefault(key, {})
             if not isinstance(child, dict):
                 raise ConfigError(

@@ -21,6 +21,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 OptionValue = bool | int | Annotated[float, Field(allow_inf_nan=False)] | Name
 
+_MOST_CORRELATED = 5000
 _NEEDS_EACH_REPLY = frozenset({"qfedavg", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"})
 
 Rule = tuple[bool, str, str, str]
@@ -75,11 +76,13 @@ class TrainingSettings(Settings):
     """What a client does in one round."""
 
     local_epochs: int = Field(1, ge=0, description="Passes over the client's examples; used when local_steps is 0.")
-    local_steps: int = Field(0, ge=0, description="Fixed number of optimizer steps a round; required with privacy.")
+    local_steps: int = Field(
+        0, ge=0, le=1_000_000, description="Fixed number of optimizer steps a round; required with privacy."
+    )
     batch_size: Positive = Field(
         32, description="Examples in a step, without privacy.", json_schema_extra={"unit": "examples"}
     )
-    max_physical_batch: Positive = Field(
+    max_physical_batch: Annotated[int, Field(ge=1, le=4096)] = Field(
         256,
         description="Most examples held in memory at once; larger batches are accumulated.",
         json_schema_extra={"unit": "examples"},
@@ -257,7 +260,7 @@ class RunConfig(Settings):
     """One training from start to end: what every party of a run agrees on."""
 
     name: Name = Field("run", description="Name of the run, part of its folder's name.")
-    rounds: Positive = Field(10, description="Rounds of federated training.")
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)] = Field(10, description="Rounds of federated training.")
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()
     training: TrainingSettings = TrainingSettings()
@@ -307,9 +310,14 @@ class RunConfig(Settings):
     def _privacy_rules(self) -> Iterator[Rule]:
         p = self.privacy
         yield (
-            self.private and (p.target_epsilon is None) == (p.noise_multiplier is None),
-            "privacy.target_epsilon", "a private run needs either this or privacy.noise_multiplier",
+            self.private and p.target_epsilon is None and p.noise_multiplier is None,
+            "privacy.target_epsilon", "is needed in a private run, or privacy.noise_multiplier",
             "for example --set privacy.target_epsilon=3",
+        )  # fmt: skip
+        yield (
+            self.private and p.target_epsilon is not None and p.noise_multiplier is not None,
+            "privacy.noise_multiplier", "and privacy.target_epsilon are both set: one follows from the other",
+            "leave one out; `--set privacy.target_epsilon=` takes it out of a file or scenario",
         )  # fmt: skip
         yield (
             p.unit == "example" and self.training.local_steps == 0,
@@ -344,6 +352,10 @@ class RunConfig(Settings):
         yield (
             client and p.mechanism == "matrix" and self.cohort.size > 0 and self.cohort.sampling != "cyclic",
             "privacy.mechanism", "matrix needs a fixed schedule", "set cohort.sampling = 'cyclic', or cohort.size = 0",
+        )  # fmt: skip
+        yield (
+            client and p.mechanism == "matrix" and self.rounds > _MOST_CORRELATED,
+            "rounds", f"are more than the {_MOST_CORRELATED} that noise can be correlated over", "lower them",
         )  # fmt: skip
         yield (
             client and p.mechanism == "matrix" and adaptive,

@@ -2,8 +2,9 @@
 
 `plan` couples sampling, clipping, noise and accounting so that they cannot disagree; `ledger` records privacy events
 before anything is released; `accounting` interprets events and nothing else; `calibration` makes the plan; `noise`
-draws noise and samples from a cryptographically secure generator; `bookkeeping` computes per-example gradients; `clipping`
-bounds them; `optimizer` joins these into a step of DP-SGD on top of Opacus; `matrix` correlates noise over rounds.
+draws noise and samples from a cryptographically secure generator; `bookkeeping` computes per-example gradients;
+`clipping` bounds them; `optimizer` joins these into a step of DP-SGD on top of Opacus; `matrix` correlates noise over
+rounds.
 """
 
 from common.privacy.accounting.accountant import Budget, spent

@@ -80,8 +80,8 @@ class SampledGaussian:
 class MatrixGaussian:
     """All rounds of a run under noise that is correlated over rounds (DP-FTRL, matrix factorisation): one release.
 
-    A site writes one for each of its participations, alike but for the round, so that the schedule can be checked. They
-    count once: together they are the release.
+    A site writes one for each of its participations, and the coordinator one for each round, alike but for the round,
+    so that the schedule can be checked. They count once: together they are the release.
 
     Attributes:
         unit: As in `SampledGaussian`.

@@ -45,6 +45,7 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         self._parameters: list[Any] = bookkeeping.parameters  # Opacus hangs `summed_grad` on them
         self._source = source
         self._at_start = True
+        self._lost: dict[int, Tensor] = {}
 
     def accumulate(self, examples: int) -> None:
         """Clip the gradients of the physical batch just run backward, and add them to the step's sum.
@@ -60,8 +61,11 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         factors = self.clipper.factors(batch.squared_norms)
         sums = batch.weighted_sums(factors, first=self._at_start)
         self._at_start = False
-        for parameter, part in zip(self._parameters, sums, strict=True):
-            parameter.summed_grad = part if parameter.summed_grad is None else parameter.summed_grad.add_(part)
+        for k, (parameter, part) in enumerate(zip(self._parameters, sums, strict=True)):
+            if parameter.summed_grad is None:
+                parameter.summed_grad = part
+            else:
+                self._lost[k] = _add_exactly(parameter.summed_grad, part, self._lost.get(k))
 
     def finish_step(self, *, start: Sequence[Tensor] = (), proximal_mu: float = 0.0) -> None:
         """Add noise to the step's sum, divide by the public constant, and let the wrapped optimizer step.
@@ -77,6 +81,9 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
 
     def add_noise(self) -> None:
         """Round the sum to the noise's grid and add the noise: on every coordinate, also where no example came."""
+        for k, lost in self._lost.items():
+            self._parameters[k].summed_grad.add_(lost)
+        self._lost.clear()
         sums = [
             torch.zeros_like(p, dtype=torch.float64) if p.summed_grad is None else p.summed_grad
             for p in self._parameters
@@ -91,3 +98,15 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         """Divide by the plan's public constant."""
         for parameter in self._parameters:
             parameter.grad.div_(self.expected_batch_size)
+
+
+def _add_exactly(total: Tensor, part: Tensor, lost: Tensor | None) -> Tensor:
+    """Add `part` to `total` in place; what rounding has lost so far, this time included.
+
+    So the error does not grow with the number of physical batches (Neumaier 1974; Knuth's two-sum).
+    """
+    before = total.clone()
+    total.add_(part)
+    virtual = total - before
+    error = (before - (total - virtual)).add_(part - virtual)
+    return error if lost is None else lost.add_(error)

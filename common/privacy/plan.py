@@ -156,14 +156,9 @@ class PrivacyPlan:
         """What the coordinator records before it adds a round's noise: counted for clients.
 
         Independent noise over cohorts that nobody draws at random is one release of the whole run: a client takes part
-        `participations` times, not in every round.
+        `participations` times, not in every round. Each round is recorded all the same, so that none is released twice.
         """
-        return self._sum(server_round, rate=self.sampling_rate) if self._amplified else self._whole_run(1)
-
-    @property
-    def central_events(self) -> int:
-        """How many of `central_event` the coordinator records at most."""
-        return self.rounds if self._amplified else 1
+        return self._sum(server_round, rate=self.sampling_rate) if self._amplified else self._whole_run(server_round)
 
     @property
     def _amplified(self) -> bool:

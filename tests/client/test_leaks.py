@@ -14,7 +14,8 @@ from common.errors import FailureCode
 from common.flower import ARRAYS, METRICS, WEIGHT, arrays_of, failure_of, metrics_of
 from common.privacy import Budget
 from common.transport.records import encode_records
-from tests.client.conftest import PRIVATE, run, train_message
+from tests.client.conftest import PRIVATE, plan_of, run, train_message
+from tests.helpers.noise import Silence
 
 BY_CLIENT = ("privacy.unit=client", "privacy.target_epsilon=8", "training.local_epochs=1")
 ADAPTIVE = ("privacy.clipping=adaptive",)
@@ -135,3 +136,47 @@ class TestRetries:
         one.data = data
         assert failure_of(one.answer(message)) is None
         assert len(one.events) == 2
+
+
+DROPOUT = (*PRIVATE, "model.name=mlp", "model.options.dropout=0.5", "privacy.max_grad_norm=0.01")
+
+
+def test_dropout_does_not_tie_an_example_to_its_place(client):
+    """Masks that the run's seed decided would move with the batch: one more row at the front changed all others."""
+    message = train_message(run(*DROPOUT))
+    replies = [client(200, source=Silence()).answer(message) for _ in range(2)]
+    assert all(failure_of(reply) is None for reply in replies)
+    states = []
+    for _ in range(2):
+        client(200).answer(message)
+        states.append(torch.get_rng_state())
+    assert not torch.equal(*states), "masks come from the secure source, not from the run's public seed"
+
+
+def test_a_message_s_types_do_not_make_the_model_smaller(client):
+    """Each parameter is counted, in whatever type the weights came."""
+    config = run(*PRIVATE)
+    arrays = {name: values.astype("int8") for name, values in arrays_of(train_message(config).content).items()}
+    one = client()
+    one.answer(train_message(config, arrays=arrays))
+    assert all(event.sensitivity == train_event(config).sensitivity for event in one.events)
+
+
+def train_event(config):
+    return plan_of(config).event(1)
+
+
+def test_the_policy_speaks_before_any_work_is_done(client, monkeypatch):
+    """A plan over millions of rounds takes minutes to make: it is not made for a run that is refused anyway."""
+    monkeypatch.setattr("client.request.make_plan", None)
+    one = client(policy=Policy.model_validate({"limits": {"units": ["none"]}}))
+    assert failure_of(one.answer(train_message(run(*PRIVATE)))) is FailureCode.POLICY_REFUSED
+
+
+def test_an_empty_client_sends_the_model_as_it_came(client):
+    """Privacy unit client: its update is zero, as that of a client that learnt nothing."""
+    message = train_message(run(*BY_CLIENT))
+    reply = client(0, budget=Budget.opened(500.0, 1e-5)).answer(message)
+    assert failure_of(reply) is None
+    before = arrays_of(message.content)
+    assert all((values == before[name]).all() for name, values in arrays_of(reply.content).items())

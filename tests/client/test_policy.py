@@ -39,6 +39,8 @@ def test_by_default_a_site_joins_private_runs_only():
         ({"largest_batch_size": 99}, ()),
         ({"largest_sampling_rate": 0.5}, ()),
         ({"largest_local_steps": 1}, ()),
+        ({"largest_physical_batch": 255}, ()),
+        ({"largest_rounds": 4}, ()),
         ({"units": []}, ()),
     ],
     ids=str,

@@ -39,20 +39,20 @@ def test_what_was_damaged_is_not_there(tmp_path_factory, place, garbage):
     assert spool.load(RELEASE) is None
 
 
-def test_rounds_that_are_over_are_forgotten(tmp_path):
-    """The present one is not."""
+def test_rounds_of_a_run_that_are_over_are_forgotten(tmp_path):
+    """The present one is not, nor any of another run."""
     spool = Spool(tmp_path, owner="ward-7")
-    early = Release(run="a", server_round=2, base="b")
-    for release in (early, RELEASE):
+    early, other = (Release(run=run, server_round=2, base="b") for run in ("a", "x"))
+    for release in (early, other, RELEASE):
         spool.save(release, b"x")
-    spool.drop_before(3)
-    assert (spool.load(early), spool.load(RELEASE)) == (None, b"x")
-    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+    spool.drop_before("a", 3)
+    assert (spool.load(early), spool.load(other), spool.load(RELEASE)) == (None, b"x", b"x")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["3"]
 
 
 def test_a_disk_that_cannot_be_written_is_an_error_of_ours(tmp_path):
     """And leaves no part behind."""
-    (tmp_path / "3").write_text("a file where the round's folder belongs")
+    (tmp_path / "a").write_text("a file where the run's folder belongs")
     with pytest.raises(LedgerError):
         Spool(tmp_path, owner="ward-7").save(RELEASE, b"x")
-    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -16,7 +16,7 @@ from torch import nn
 from common.config import RunConfig
 from common.errors import BudgetExhaustedError
 from common.flower import CONFIG, ROUND, WITHIN, arrays_of
-from common.privacy import Budget, PrivacyEvent, PrivacyPlan, make_plan
+from common.privacy import Budget, MatrixGaussian, PrivacyEvent, PrivacyPlan, make_plan
 from common.privacy.noise import KeyedNoise, NoiseSource
 from server.cohort import NoiseByRound, min_separation, participations
 from server.coordinator import Coordinator, Job, Outcome
@@ -82,7 +82,9 @@ class NoNoise:
 
 
 class MemoryLedger:
-    """A ledger in memory that tells `log` of each reservation, and refuses one more than `most`."""
+    """A ledger in memory that tells `log` of each reservation; it refuses one more than `most`, and a round of a whole
+    run's event a second time.
+    """
 
     def __init__(self, log: list[str] | None = None, *, most: int = 10**9) -> None:
         self.log = [] if log is None else log
@@ -94,7 +96,8 @@ class MemoryLedger:
         return list(self._events)
 
     def reserve(self, event: PrivacyEvent, *, planned: int) -> float:
-        if len(self._events) >= self.most:
+        again = any(e.server_round == event.server_round and isinstance(e, MatrixGaussian) for e in self._events)
+        if len(self._events) >= self.most or again:
             raise BudgetExhaustedError("the budget is spent", hint="stop here")
         self._events.append(event)
         self.log.append(f"reserve {event.server_round}")

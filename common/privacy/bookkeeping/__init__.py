@@ -6,6 +6,20 @@ same to Opacus's `PrivacyEngine`. Nothing here knows of clipping norms, noise or
 """
 
 from common.privacy.bookkeeping.engine import Bookkeeping, PerExample
-from common.privacy.bookkeeping.rounding import MAX_EXAMPLES, MAX_POSITIONS, SUMMATION_ERROR, summation_error
+from common.privacy.bookkeeping.rounding import (
+    MAX_EXAMPLES,
+    MAX_PHYSICAL_BATCH,
+    MAX_POSITIONS,
+    SUMMATION_ERROR,
+    summation_error,
+)
 
-__all__ = ["MAX_EXAMPLES", "MAX_POSITIONS", "SUMMATION_ERROR", "Bookkeeping", "PerExample", "summation_error"]
+__all__ = [
+    "MAX_EXAMPLES",
+    "MAX_PHYSICAL_BATCH",
+    "MAX_POSITIONS",
+    "SUMMATION_ERROR",
+    "Bookkeeping",
+    "PerExample",
+    "summation_error",
+]

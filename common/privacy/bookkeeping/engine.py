@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common.errors import PrivacyError
 from common.privacy.bookkeeping.call import Call
 from common.privacy.bookkeeping.product import Adding, Workspace
-from common.privacy.bookkeeping.rounding import MAX_EXAMPLES, QUICK_EXAMPLES, exactly
+from common.privacy.bookkeeping.rounding import MAX_PHYSICAL_BATCH, QUICK_EXAMPLES, exactly
 from common.privacy.bookkeeping.rules import rules_for
 
 _MARK = "grad_sample"
@@ -82,9 +82,9 @@ class Bookkeeping:
                 example could change the sum by many times the bound. Or a layer's input was overwritten meanwhile, or
                 there are more examples than `SUMMATION_ERROR` covers.
         """
-        if examples > MAX_EXAMPLES:
+        if examples > MAX_PHYSICAL_BATCH:
             raise PrivacyError(
-                f"a physical batch of {examples} examples; at most {MAX_EXAMPLES} are summed exactly enough",
+                f"a physical batch of {examples} examples; at most {MAX_PHYSICAL_BATCH} are summed exactly enough",
                 hint="split the batch",
             )
         calls, self._calls = list(self._calls.values()), {}

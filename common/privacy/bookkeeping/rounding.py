@@ -26,7 +26,10 @@ ROUND_UP = 1.0 + 2.0**-40
 CANCELLATION = 32.0
 """A ghost norm is never taken below 1 / 32 of the sum of its outer products' norms; see `summation_error`."""
 
-MAX_EXAMPLES = 2**16
+MAX_PHYSICAL_BATCH = 2**12
+"""Examples that may be backpropagated at once; a step adds up any number of such batches without losing more."""
+
+MAX_EXAMPLES = 2**20
 """Examples of one step, over all its physical batches, up to which `SUMMATION_ERROR` holds."""
 
 MAX_POSITIONS = 2**16
@@ -54,13 +57,14 @@ def summation_error(examples: int) -> float:
     computed weighted sum and the exact sum of the examples' contributions is at most half of this; so two samples that
     differ in one example have sums that differ by that example's contribution, of norm at most C, and at most this.
 
-    **Proof.** Sums are float64 with at most `examples` + `MAX_POSITIONS` + 8 additions and multiplications on the way
-    of each term, so the error of every coordinate is at most gamma64 times the sum of its terms' absolute values
-    (Higham, section 4.2). Where gradients are instantiated, a term is one example's coordinate, and the L2 norm of the
-    sum of absolute values is at most the sum of the examples' norms, `examples` times C. Where they are not, a term is
-    a product at one position; an example's terms then amount to at most the sum S of its outer products' norms, and
-    its factor is at most C / (S / CANCELLATION), because its squared norm was not taken below (S / CANCELLATION)^2.
-    Sums of physical batches added in float64 are within the count.
+    **Proof.** A physical batch is summed in float64 with at most its examples + `MAX_POSITIONS` + 8 additions and
+    multiplications on the way of each term; batches are added with what rounding loses carried along (`optimizer`),
+    which counts for less than 4 more, however many there are. So the error of every coordinate is at most gamma64 times
+    the sum of its terms' absolute values (Higham, section 4.2). Where gradients are instantiated, a term is one
+    example's coordinate, and the L2 norm of the sum of absolute values is at most the sum of the examples' norms,
+    `examples` times C. Where they are not, a term is a product at one position; an example's terms then amount to at
+    most the sum S of its outer products' norms, and its factor is at most C / (S / CANCELLATION), because its squared
+    norm was not taken below (S / CANCELLATION)^2.
 
     Up to `QUICK_EXAMPLES` examples of a step may be added up in float32 first, `QUICK_ROWS` instantiated gradients at a
     time, by factors rounded to float32: each term passes at most QUICK_ROWS + 1 roundings, which moves their sum by at
@@ -71,11 +75,12 @@ def summation_error(examples: int) -> float:
     floating-point implementation of DP-SGD.
     """
     quick = min(examples, QUICK_EXAMPLES) * gamma(QUICK_ROWS + 1, torch.float32)
-    return 2.0 * (examples * CANCELLATION * gamma(examples + MAX_POSITIONS + 8, torch.float64) + quick)
+    additions = min(examples, MAX_PHYSICAL_BATCH) + MAX_POSITIONS + 12
+    return 2.0 * (examples * CANCELLATION * gamma(additions, torch.float64) + quick)
 
 
 SUMMATION_ERROR = summation_error(MAX_EXAMPLES)
-"""`summation_error` for any number of examples up to `MAX_EXAMPLES`; 5.9e-4."""
+"""`summation_error` for any number of examples up to `MAX_EXAMPLES`; 1.1e-3. Beyond, it grows in proportion."""
 
 
 def norms_above(x: Tensor, dim: int) -> Tensor:

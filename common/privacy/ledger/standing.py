@@ -168,9 +168,10 @@ class Standing:
 
     def _check_schedule(self, event: MatrixGaussian) -> None:
         """What a whole run costs follows from how soon a unit takes part again: an earlier round is another run."""
+        apart = 1 if self.unit == "client" else event.min_separation  # other clients take part in between
         rounds = [e.server_round for e in self.events if isinstance(e, MatrixGaussian) and e.run == event.run]
-        if any(abs(taken - event.server_round) < event.min_separation for taken in rounds):
-            raise _refused(f"the run asks again within {event.min_separation} rounds, sooner than it planned")
+        if any(abs(taken - event.server_round) < apart for taken in rounds):
+            raise _refused(f"round {event.server_round} of the run comes sooner than it planned, or a second time")
 
     def filling(self) -> PrivacyEvent | None:
         """An event that brings what is spent just above the budget; None where it is there already.

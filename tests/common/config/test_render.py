@@ -28,7 +28,7 @@ def configurations(draw):
     return RunConfig.model_validate(
         {
             "name": draw(NAMES),
-            "rounds": draw(st.integers(1, 2**62)),
+            "rounds": draw(st.integers(1, 1_000_000)),
             "model": {"name": draw(NAMES), "options": draw(st.dictionaries(NAMES, OPTION_VALUES, max_size=4))},
             "data": {"partition": "natural", "clients": 0, "sites": draw(st.lists(NAMES, max_size=3))},
             "training": training,

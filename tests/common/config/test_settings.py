@@ -87,6 +87,7 @@ CONTRADICTIONS = [
     ("evaluation.patience", ["evaluation.every=0", "evaluation.patience=2"]),
     ("cohort.min_survivors", ["cohort.size=2", "cohort.min_survivors=3"]),
     ("privacy.target_epsilon", ["privacy.unit=example", "training.local_steps=1"]),
+    ("privacy.noise_multiplier", [*PRIVATE, "privacy.noise_multiplier=2"]),
     ("training.local_steps", ["privacy.unit=example", "privacy.target_epsilon=1"]),
     ("strategy.name", [*PRIVATE, "strategy.name=qfedavg"]),
     ("strategy.name", [*BY_CLIENT, "strategy.name=krum"]),
@@ -94,6 +95,7 @@ CONTRADICTIONS = [
     ("privacy.clipping", [*BY_CLIENT, "privacy.clipping=per-layer"]),
     ("privacy.mechanism", [*PRIVATE, "privacy.mechanism=matrix"]),
     ("privacy.mechanism", [*BY_CLIENT, "privacy.mechanism=matrix", "cohort.size=2"]),
+    ("rounds", [*BY_CLIENT, "privacy.mechanism=matrix", "cohort.sampling=cyclic", "rounds=5001"]),
     ("privacy.mechanism", [*BY_CLIENT, "privacy.mechanism=matrix", "privacy.clipping=adaptive"]),
     ("cohort.sampling", [*PRIVATE, "cohort.sampling=poisson"]),
     ("privacy.expected_batch_size", [*PRIVATE, "data.max_examples=100", "privacy.expected_batch_size=101"]),
@@ -130,7 +132,7 @@ def test_a_private_run_takes_a_target_or_noise_but_not_both(config):
     """One of the two says how much noise there is."""
     base = ("privacy.unit=example", "training.local_steps=1")
     assert config(*base, "privacy.noise_multiplier=1.5").privacy.target_epsilon is None
-    with pytest.raises(ConfigError, match=r"privacy\.target_epsilon"):
+    with pytest.raises(ConfigError, match=r"privacy\.noise_multiplier"):
         config(*base, "privacy.noise_multiplier=1.5", "privacy.target_epsilon=3")
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from common.errors import PrivacyError
-from common.privacy.bookkeeping import MAX_EXAMPLES, Bookkeeping
+from common.privacy.bookkeeping import MAX_PHYSICAL_BATCH, Bookkeeping
 from tests.common.privacy.bookkeeping.helpers import alone, assert_equal, each, loss_of, taped
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
@@ -179,8 +179,8 @@ def test_other_rows_than_examples_are_refused(model):
 
 def test_more_examples_than_the_stated_error_covers_are_refused(model):
     """Rounding grows with the number of examples in a sum; the stated bound ends at a public number."""
-    with refused("a physical batch of 65537 examples"):
-        Bookkeeping(model).collect(MAX_EXAMPLES + 1)
+    with refused("a physical batch of 4097 examples"):
+        Bookkeeping(model).collect(MAX_PHYSICAL_BATCH + 1)
 
 
 def test_rows_are_counted_where_no_gradient_came_too(model):
