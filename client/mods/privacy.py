@@ -39,8 +39,10 @@ def privacy_mod(resources: PrivacyResources) -> Mod:
     """
 
     def reserve(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        resources.policy.check(parse_query(message).config)  # before the plan, which takes work
-        request = parse_request(message)
+        request = parse_query(message)
+        resources.policy.check(request.config)
+        if request.config.private:  # only now the plan, which takes work
+            request = parse_request(message)
         ledger = resources.ledger(request, context)
         spool = resources.spool(request, context) if request.plan is not None else None
         release = _release(message, request) if spool is not None else None

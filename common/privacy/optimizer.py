@@ -74,13 +74,14 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
         """
         self.add_noise()
         self.clipper.step_finished(self._source)
-        self.scale_grad()
         for parameter, origin in zip(self._parameters, start, strict=False):
             parameter.grad.add_(parameter.detach() - origin, alpha=proximal_mu)
         self.original_optimizer.step()
 
     def add_noise(self) -> None:
-        """Round the sum to the noise's grid and add the noise: on every coordinate, also where no example came."""
+        """Round the sum to the noise's grid, add the noise, on every coordinate and also where no example came, and
+        divide by the plan's public constant.
+        """
         for k, lost in self._lost.items():
             self._parameters[k].summed_grad.add_(lost)
         self._lost.clear()
@@ -89,15 +90,10 @@ class PrivateOptimizer(DPOptimizer):  # type: ignore[misc]
             for p in self._parameters
         ]
         stddev = self._relative_noise * self.clipper.norm
-        released = add_noise(sums, noise_stddev=stddev, source=self._source)
+        released = add_noise(sums, noise_stddev=stddev, source=self._source, divisor=self.expected_batch_size)
         self._at_start = True
         for parameter, noisy in zip(self._parameters, released, strict=True):
             parameter.grad, parameter.summed_grad = noisy.to(parameter.dtype), None
-
-    def scale_grad(self) -> None:
-        """Divide by the plan's public constant."""
-        for parameter in self._parameters:
-            parameter.grad.div_(self.expected_batch_size)
 
 
 def _add_exactly(total: Tensor, part: Tensor, lost: Tensor | None) -> Tensor:

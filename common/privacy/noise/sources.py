@@ -158,13 +158,16 @@ def noised(values: NDArray[np.float64], *, noise_stddev: float, source: NoiseSou
     return out
 
 
-def add_noise(sums: Sequence[Tensor], *, noise_stddev: float, source: NoiseSource) -> list[Tensor]:
+def add_noise(
+    sums: Sequence[Tensor], *, noise_stddev: float, source: NoiseSource, divisor: float = 1.0
+) -> list[Tensor]:
     """`noised` for tensors: what is released of a model's sums, one tensor for each parameter.
 
     Args:
         sums: Of any shape, floating-point type and device; float64 keeps the summation error small.
         noise_stddev: Absolute; of every coordinate of every tensor.
         source: Secure noise. It is drawn on the CPU, all at once.
+        divisor: Public constant that what is released is divided by, in the same pass.
 
     Returns:
         float32 of the sums' shapes, on their devices; on the CPU they are parts of one block of memory.
@@ -182,10 +185,10 @@ def add_noise(sums: Sequence[Tensor], *, noise_stddev: float, source: NoiseSourc
         part = noise[start : start + size]
         if total.device.type == "cpu":
             place = out[start : start + size]
-            _add(total.detach().reshape(-1).to(torch.float64).numpy(), part, noise_stddev, place)
+            _add(total.detach().reshape(-1).to(torch.float64).numpy(), part, noise_stddev, place, divisor)
             results.append(torch.from_numpy(place).view(total.shape))
         else:
-            results.append(_add_on_device(total.detach(), part, noise_stddev))
+            results.append(_add_on_device(total.detach(), part, noise_stddev, divisor))
         start += size
     return results
 
@@ -199,9 +202,15 @@ def _check(values: Tensor, noise_stddev: float) -> None:
         raise PrivacyError("what is to be released with noise is not finite, or far larger than the noise")
 
 
-def _add(values: NDArray[np.float64], noise: NDArray[np.int32], noise_stddev: float, out: NDArray[np.floating]) -> None:
-    """Set `out` to (round(values / grid) + noise) * grid, a block at a time so that it stays in the cache."""
-    steps, grid = GRID_STDDEV / noise_stddev, noise_stddev / GRID_STDDEV
+def _add(
+    values: NDArray[np.float64],
+    noise: NDArray[np.int32],
+    noise_stddev: float,
+    out: NDArray[np.floating],
+    divisor: float = 1.0,
+) -> None:
+    """Set `out` to (round(values / grid) + noise) * grid / divisor, a block at a time so that it stays in the cache."""
+    steps, grid = GRID_STDDEV / noise_stddev, noise_stddev / GRID_STDDEV / divisor
     room = np.empty(min(_BLOCK, len(values)))
     for start in range(0, len(values), _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -213,11 +222,11 @@ def _add(values: NDArray[np.float64], noise: NDArray[np.int32], noise_stddev: fl
         out[block] = exact
 
 
-def _add_on_device(total: Tensor, noise: NDArray[np.int32], noise_stddev: float) -> Tensor:
+def _add_on_device(total: Tensor, noise: NDArray[np.int32], noise_stddev: float, divisor: float = 1.0) -> Tensor:
     """`_add` where the sum is: the same operations in the same order."""
     exact = total.to(torch.float64).mul(GRID_STDDEV / noise_stddev).round_()
     exact += torch.from_numpy(noise).to(total.device).view(total.shape)
-    return exact.mul_(noise_stddev / GRID_STDDEV).to(torch.float32)
+    return exact.mul_(noise_stddev / GRID_STDDEV / divisor).to(torch.float32)
 
 
 def poisson_sample(count: int, *, rate: float, source: NoiseSource) -> Tensor:

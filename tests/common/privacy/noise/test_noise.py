@@ -31,6 +31,7 @@ from common.privacy.noise import (
     sources,
 )
 from common.privacy.noise.discrete_gaussian import GAUSSIAN_STDDEV, GRID_STDDEV
+from tests.helpers.noise import Silence
 
 FALSE_ALARM = 1e-9
 COUNT = 200_000
@@ -284,6 +285,12 @@ class TestAddNoise:
         expected = noised(flat, noise_stddev=0.3, source=Scripted(integers=drawn)).astype(np.float32)
         results = add_noise(sums, noise_stddev=0.3, source=Scripted(integers=drawn))
         assert np.array_equal(torch.cat([r.reshape(-1) for r in results]).numpy(), expected)
+
+    def test_a_divisor_is_applied_to_what_is_released(self):
+        """After rounding and noise, in float64: the integers are those without it."""
+        total = torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        whole, part = (add_noise([total], noise_stddev=2.0, source=Silence(), divisor=d)[0] for d in (1.0, 32.0))
+        assert torch.equal(whole, part * 32)
 
     def test_a_device_computes_the_same(self):
         """Operation by operation what the CPU does."""
