@@ -42,7 +42,8 @@ class FolderObserver(Observer):
     def round_finished(self, record: RoundRecord) -> None:
         """Append the round; epsilon is read from the ledgers of those who were asked."""
         if self._prepared.plan is not None:
-            self.epsilon |= self._prepared.spent(record.cohort)
+            everybody = self._prepared.plan.unit == "client"  # one release for all, whoever was asked
+            self.epsilon |= self._prepared.spent(None if everybody else record.cohort)
         row = {**asdict(record), "epsilon": dict(sorted(self.epsilon.items()))}
         self._folder.append_round(row)
         self._events = self._events or EventWriter(self._folder.path)  # a run that is refused writes nothing
