@@ -170,16 +170,17 @@ def _kept_norm(context: Context, request: TrainRequest) -> float | None:
 
 
 def _seed_training(config: RunConfig, server_round: int, client: str, device: torch.device) -> None:
-    """Make example order and dropout depend on nothing but run, round and client.
-
-    Not by `torch.manual_seed`, which formats a stack trace for every kind of accelerator: 4 ms, ten times a small
-    model.
-    """
+    """Make example order and dropout depend on nothing but run, round and client."""
     text = f"{config.seeds.training}/{server_round}/{client}".encode()
     _seed_torch(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1, device)
 
 
 def _seed_torch(seed: int, device: torch.device) -> None:
+    """Seed what orders examples and drops units; neither noise nor samples of a private round come from it.
+
+    Torch's own function for all devices formats a stack trace for every kind of accelerator: ten times a small model's
+    step.
+    """
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -65,10 +65,7 @@ def show(
 
     entries = entries_of(what, state, data)
     if as_json:
-        _print_json({"format": 1, "relation": "add/remove", "ledgers": [facts(entry) for entry in entries]})
-        if any(entry.problem for entry in entries):
-            raise typer.Exit(LedgerError.exit_code)
-        return
+        _end_with_json(entries, relation="add/remove", ledgers=[facts(entry) for entry in entries])
     out = console()
     if len(entries) > MANY:
         out.print(overview(entries))
@@ -95,10 +92,7 @@ def verify(
             | {"events": len(e.standing.events), "decisions": len(e.standing.decisions), "problem": e.problem or None}
             for e in entries
         ]
-        _print_json({"format": 1, "ledgers": rows})
-        if any(entry.problem for entry in entries):
-            raise typer.Exit(LedgerError.exit_code)
-        return
+        _end_with_json(entries, ledgers=rows)
     for entry in entries:
         simulated = ", simulated" if entry.standing.simulated else ""
         accepted = f", {len(entry.standing.decisions)} accepted by hand" if entry.standing.decisions else ""
@@ -244,6 +238,12 @@ def accept(
     typer.echo(f"{name}: accepted; what was found is kept as {', '.join(decision['kept']) or 'nothing: it was gone'}")
     if not assume_nothing_lost:
         typer.echo(f"hint: `coterie ledger budget {name} --epsilon E` gives it more than was assumed spent", err=True)
+
+
+def _end_with_json(entries: Sequence[Entry], **document: Any) -> NoReturn:
+    """Print one document and end; with the exit code of a ledger error where one cannot be trusted."""
+    _print_json({"format": 1, **document})
+    raise typer.Exit(LedgerError.exit_code if any(entry.problem for entry in entries) else 0)
 
 
 def _raise_problems(entries: Sequence[Entry]) -> None:

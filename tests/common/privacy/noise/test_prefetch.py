@@ -4,7 +4,6 @@ import gc
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -57,21 +56,29 @@ def test_nothing_is_handed_out_twice(count, requests, batches):
 
 @given(requests=st.lists(st.integers(0, 5), max_size=20))
 def test_the_result_does_not_depend_on_timing(requests):
-    """A thread that is slow gives what a quick one gives."""
+    """Integers that are drawn long before they are asked for, and only then: the same."""
 
-    def run(delay):
-        source = Tickets()
+    def run(*, late):
+        source, permits = Tickets(), threading.Semaphore(0)
         quick = source.integers
 
-        def slow(count):
-            time.sleep(delay)
+        def drawn(count):
+            if late and threading.current_thread() is not threading.main_thread():
+                permits.acquire()
             return quick(count)
 
-        source.integers = slow
+        source.integers = drawn
+        results = []
         with Prefetch(source, count=3) as ahead:
-            return [ahead.integers(request).tolist() for request in requests]
+            for request in requests:
+                permits.release()
+                if not late and ahead._ahead is not None:
+                    ahead._ahead.result()
+                results.append(ahead.integers(request).tolist())
+            permits.release()  # what nobody asked for any more
+        return results
 
-    assert run(0) == run(0.0005)
+    assert run(late=False) == run(late=True)
 
 
 def test_equal_requests_get_what_the_source_alone_would_give():
