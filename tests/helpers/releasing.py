@@ -178,3 +178,25 @@ def flat(arrays: dict[str, NDArray[Any]], names: Sequence[str] = TRAINABLE) -> N
 
 
 assert trainable_names(Net()) == TRAINABLE
+
+
+CLIENTS = 6
+
+FLAT = client_private()
+ADAPTIVE = client_private(privacy={"clipping": "adaptive"})
+MATRIX = client_private(privacy={"mechanism": "matrix"}, cohort={"size": 2, "sampling": "cyclic"}, rounds=7)
+POISSON = client_private(cohort={"size": 3, "sampling": "poisson"})
+KINDS = {"flat": FLAT, "adaptive": ADAPTIVE, "matrix": MATRIX}
+
+
+def within_of(config: RunConfig) -> float | None:
+    return 1.0 if config.privacy.clipping == "adaptive" else None
+
+
+def sites(config: RunConfig, **changes: Any) -> Sites:
+    """Clients whose updates differ by name, round and attempt: an update made again is another."""
+
+    def change(name: str, server_round: int, before: int) -> float:
+        return 0.01 * int(name.removeprefix("node-")) + 0.1 * server_round + before
+
+    return Sites(**{"clients": CLIENTS, "change": change, "within": within_of(config), **changes})
