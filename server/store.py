@@ -6,7 +6,8 @@
     rounds.jsonl                   one JSON document a round
     checkpoints/round-NNNNN.safetensors
     result.json, model.safetensors what the run ended with
-    events/, ledger/, report.html  written by others
+    checkpoints/released/          privacy unit client: what was released, before anybody saw it; secret like updates
+    events/, ledgers.db, spool/, report.html  written by others
 
 Files are replaced whole (temporary file, fsync, rename) or only appended to.
 """
