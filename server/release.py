@@ -6,9 +6,10 @@ told, the checkpoint is written, and only with the next round's messages does th
 **A process may stop at any instant.** What it leaves behind is one of three things.
 
 - No release on disk. If noise was drawn, it was in memory only, and nothing that depends on it left the process:
-  neither a model nor a figure. If the round is in the ledger it is lost: nobody can tell that no release of it was
-  stored and then removed, and an event of the whole run does not cover a second one. The run ends there with the model
-  so far. If it is not, the round is made again.
+  neither a model nor a figure. If the round is not in the ledger, it is made again. If it is, nobody can tell that
+  no release of it was stored and then removed. Over Poisson cohorts, where each round is paid for by itself, it is
+  made and paid for again, and the run ends a round early, with the model so far; an event of the whole run does not
+  cover a second release of a round, and the run ends there.
 - The round's release on disk, but no checkpoint of it. Figures of the new model may be known by now, for the round's
   record is told before its checkpoint. The round is made again *from the stored release*: no client is asked, no noise
   drawn, nothing reserved, and strategy and model come out as they were, to the bit. A second noised sum of the same
