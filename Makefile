@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all test-gpu lint bench setup clean
+.PHONY: demo federation test test-all test-gpu lint bench wire setup clean
 
 setup: $(READY)
 
@@ -33,6 +33,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The classes of the control messages, generated from their description and committed.
+wire: $(READY)
+	$(BIN)/python -m grpc_tools.protoc -Icommon/transport --python_out=common/transport --pyi_out=common/transport \
+		common/transport/wire.proto
 
 bench: $(READY)
 	$(BIN)/python -m simulations.benchmarks engine --json

@@ -107,6 +107,20 @@ class RefusedError(CoterieError):
     exit_code = 10
 
 
+class KitError(CoterieError):
+    """A party's kit is missing, damaged, incomplete, or of another role."""
+
+    code = "kit-invalid"
+    exit_code = 11
+
+
+class UnreachableError(CoterieError):
+    """The coordinator cannot be reached, or does not let this party in."""
+
+    code = "unreachable"
+    exit_code = 12
+
+
 class FailureCode(IntEnum):
     """Why a client has no update this round: all that a peer learns of a failure.
 

@@ -15,6 +15,8 @@ EXITS = {
     "LedgerError": ("ledger-invalid", 8),
     "RunError": ("run-failed", 9),
     "RefusedError": ("refused", 10),
+    "KitError": ("kit-invalid", 11),
+    "UnreachableError": ("unreachable", 12),
 }
 FAILURES = {
     "client-failed": 1001,

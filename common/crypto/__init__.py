@@ -1,0 +1,1 @@
+"""Identities, certificates and the sealed container."""
