@@ -10,7 +10,9 @@
     │   ├── BudgetExhaustedError    8   the next round would spend more than the budget
     │   └── LedgerError             8   the record of privacy events cannot be trusted or written
     ├── RunError                    9   a run cannot start, continue or be read
-    └── RefusedError               10   a peer asked for something this party does not do
+    ├── RefusedError               10   a peer asked for something this party does not do
+    ├── KitError                   11   a party's kit of keys and pins is missing, damaged or of another role
+    └── UnreachableError           12   the coordinator cannot be reached, or refuses this party
 
 Exit 1 is a fault in Coterie itself, 2 a mistake on the command line, 130 an interruption by the user.
 A message says what failed and where; its hint says how to mend it. Peers never see either: they get a `FailureCode`.
