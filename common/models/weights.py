@@ -46,6 +46,15 @@ class ModelWeights:
             else:
                 tensor.copy_(torch.from_numpy(np.array(arrays[name])))
 
+    def shared(self) -> dict[str, NDArray[Any]]:
+        """The weights by name, in the model's order, not to be written to; they follow the model where it is in this
+        machine's own memory.
+        """
+        arrays = {name: view.view() for name, view in self._views.items()} or self.copy()
+        for values in arrays.values():
+            values.setflags(write=False)
+        return arrays
+
     def copy(self) -> dict[str, NDArray[Any]]:
         """A copy of the weights by name, in the model's order."""
         if self._views:

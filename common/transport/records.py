@@ -8,6 +8,7 @@ nothing is compressed or chunked and decoded arrays are views of the given buffe
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import struct
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from common.errors import RefusedError
 from common.flower import from_record, to_record
 
 _LENGTH = struct.Struct("<I")
+_ALIGNMENT = 64
 MAX_HEADER_BYTES = 1 << 24
 _DTYPES = frozenset(
     {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"}
@@ -47,6 +49,9 @@ def encode_records(records: RecordDict) -> list[Buffer]:
         else:
             header.append([name, "config", {key: _pack(value) for key, value in record.items()}])
     text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (
+        -(_LENGTH.size + len(text)) % _ALIGNMENT
+    )  # JSON ends in spaces: arrays begin where memory is aligned
     return [_LENGTH.pack(len(text)), text, *bodies]
 
 
@@ -90,6 +95,17 @@ def decode_records(data: Buffer) -> RecordDict:
     ) as e:
         raise RefusedError("received bytes are not a record", hint="both sides must run the same version") from e
     return records
+
+
+def manifest(records: RecordDict) -> bytes:
+    """SHA-256 over what is public of a record: names and kinds, and of arrays their dtypes and shapes. No value."""
+    listed = [
+        [name, [[key, array.dtype, list(array.shape)] for key, array in record.items()]]
+        if isinstance(record, ArrayRecord)
+        else [name, type(record).__name__, sorted(record)]
+        for name, record in records.items()
+    ]
+    return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).digest()
 
 
 def _integer(text: str) -> int:

@@ -17,14 +17,16 @@ class ClientEvent(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "version", "held")
+    __slots__ = ("protocol", "version", "held", "instance")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     version: str
     held: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., held: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    instance: bytes
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., held: _Optional[_Iterable[bytes]] = ..., instance: _Optional[bytes] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ("working_on", "state")

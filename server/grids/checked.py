@@ -59,6 +59,7 @@ class CheckedGrid(WrappingGrid):
             failure = failure_of(reply) or self._fault(reply)
             self._on_reply(message, failure)
             yield reply if failure is None else failure_reply(message, failure)
+            del reply  # or it stays in memory while the next one arrives
         for message in waiting.values():
             self._on_reply(message, FailureCode.DEADLINE_EXCEEDED)
             yield failure_reply(message, FailureCode.DEADLINE_EXCEEDED)

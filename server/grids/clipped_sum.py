@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from common.errors import PrivacyError
 from common.flower import ARRAYS, CONFIG, METRICS, WEIGHT, WITHIN, arrays_of, metrics_of, stamp, to_record
 from server.grids.base import WrappingGrid, stream_replies
+from server.grids.spooling import Shelf
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -68,7 +70,14 @@ class ClippedSumGrid(WrappingGrid):
     """
 
     def __init__(
-        self, inner: Grid, *, model: Arrays, trainable: Sequence[str], clipping_norm: float, release: Release
+        self,
+        inner: Grid,
+        *,
+        model: Arrays,
+        trainable: Sequence[str],
+        clipping_norm: float,
+        release: Release,
+        folder: Path | None = None,
     ) -> None:
         """Prepare one round.
 
@@ -78,12 +87,14 @@ class ClippedSumGrid(WrappingGrid):
             trainable: The floating-point arrays of it that training changes.
             clipping_norm: L2 bound on one client's update.
             release: Adds noise and divides by a public constant.
+            folder: Where early replies wait that memory is not kept for; None takes the system's temporary files.
         """
         super().__init__(inner)
         self._model = model
         self._trainable = trainable
         self._bound = clipping_norm * (1 - HEADROOM)
         self._release = release
+        self._folder = folder
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """The failed replies as they arrive, then the one answer."""
@@ -91,21 +102,26 @@ class ClippedSumGrid(WrappingGrid):
         order = [message.metadata.dst_node_id for message in messages]
         total = np.zeros(sum(self._model[name].size for name in self._trainable))
         within, next_place = 0.0, 0
-        early: dict[int, Message] = {}
+        early = Shelf(folder=self._folder)
         heard: set[int] = set()
         for reply in stream_replies(self._inner, messages, timeout) if messages else ():
             if reply.metadata.src_node_id in heard:
                 continue
             heard.add(reply.metadata.src_node_id)
-            early[reply.metadata.src_node_id] = reply
             if reply.has_error():
                 yield reply
+            if next_place < len(order) and order[next_place] == reply.metadata.src_node_id:
+                within += self._add(total, reply)
+                next_place += 1
+            else:
+                early.put(reply.metadata.src_node_id, reply)
+            del reply  # or it stays in memory while the next one arrives
             while next_place < len(order) and order[next_place] in early:
-                within += self._add(total, early.pop(order[next_place]))
+                within += self._add(total, early.take(order[next_place]))
                 next_place += 1
         for node in order[next_place:]:
             if node in early:
-                within += self._add(total, early.pop(node))
+                within += self._add(total, early.take(node))
         mean = self._release(ClippedSum(update=total, within=within, asked=len(messages)))
         yield noised_reply(self._model, self._trainable, mean, to=messages[0] if messages else None)
 

@@ -16,14 +16,17 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Krum, Strategy
 from common.errors import FailureCode
 from common.flower import ARRAYS, CONFIG, WEIGHT, arrays_of, failure_of, metrics_of, to_record
 from common.models.weights import ModelWeights
-from server.grids import CheckedGrid, FoldingGrid
+from server.grids import CheckedGrid, FoldingGrid, SpoolingGrid
 from server.roster import CohortView
 from simulations.inline import app_factory
 from simulations.run import Prepared, inline_grid
+from simulations.sealing import Sealing
 from tests.helpers.runs import as_bytes, configuration, prepared
 
 BASES = {"in process": 1, "two workers": 2}
 Wrap = Callable[[Grid, Prepared], Grid]
+SEALED = "sealed"
+"""Wrappers with this in their name stand over clients that take sealed messages only."""
 
 
 def checked(grid: Grid, run: Prepared) -> Grid:
@@ -43,9 +46,13 @@ WRAPPERS: dict[str, Wrap] = {
     "checked": checked,
     "cohort": lambda grid, run: CohortView(grid, list(grid.get_node_ids())),
     "all individual": lambda grid, run: CohortView(checked(grid, run), list(grid.get_node_ids())),
+    "sealed": lambda grid, run: grid,
+    "sealed, checked": checked,
+    "spooled": lambda grid, run: SpoolingGrid(checked(grid, run), in_memory=0),
 }
 FOLDED: dict[str, Wrap] = {
     "folded": lambda grid, run: FoldingGrid(grid),
+    "folded, sealed": lambda grid, run: FoldingGrid(checked(grid, run), in_memory=0),
     "folded, checked": lambda grid, run: FoldingGrid(WRAPPERS["all individual"](grid, run)),
 }
 
@@ -57,11 +64,14 @@ def base(request: pytest.FixtureRequest) -> str:
 
 
 @contextmanager
-def grid_over(base: str, wrap: Wrap, folder: Path, *, data: str = "blobs", trouble: str = "none") -> Iterator[Grid]:
+def grid_over(base: str, wrapper: str, folder: Path, *, data: str = "blobs", trouble: str = "none") -> Iterator[Grid]:
     """A grid with four clients; with `one-in-trouble` the second one may fail."""
     run = prepared(folder, data={"name": data}, model={"options": {"trouble": trouble}})
-    with inline_grid(run, app_factory(run.sites), workers=BASES[base]) as grid:
-        yield wrap(grid, run)
+    names = [client.name for client in run.federation.clients]
+    sealing = Sealing.for_clients(names) if SEALED in wrapper else None
+    factory = app_factory(run.sites, sealing.clients if sealing else None)
+    with inline_grid(run, factory, workers=BASES[base]) as grid:
+        yield (WRAPPERS | FOLDED)[wrapper](sealing.around(grid, run.config) if sealing else grid, run)
 
 
 def request_of(folder: Path, *, data: str = "blobs", trouble: str = "none") -> tuple[ArrayRecord, ConfigRecord]:
@@ -95,7 +105,7 @@ class Sorted(FedAvg):
 class TestEveryGrid:
     def test_takes_flowers_keyword_names(self, wrapper: str, tmp_path: Path) -> None:
         """Strategies call `send_and_receive(messages=..., timeout=...)`: the names are part of the contract."""
-        with grid_over("in process", (WRAPPERS | FOLDED)[wrapper], tmp_path) as grid:
+        with grid_over("in process", wrapper, tmp_path) as grid:
             signature = inspect.signature(grid.send_and_receive)
             assert list(signature.parameters) == ["messages", "timeout"]
             assert isinstance(grid, Grid)
@@ -103,7 +113,7 @@ class TestEveryGrid:
 
     def test_names_its_clients(self, wrapper: str, tmp_path: Path) -> None:
         """A site has a name; node ids are unique and belong to the same clients."""
-        with grid_over("in process", (WRAPPERS | FOLDED)[wrapper], tmp_path) as grid:
+        with grid_over("in process", wrapper, tmp_path) as grid:
             nodes = list(grid.get_nodes())
             assert [node.name for node in nodes] == ["client-00", "client-01", "client-02", "client-03"]
             assert [node.node_id for node in nodes] == list(grid.get_node_ids())
@@ -111,7 +121,7 @@ class TestEveryGrid:
 
     def test_passes_failures_with_their_reason(self, wrapper: str, base: str, tmp_path: Path) -> None:
         """A client that raises is an error reply with its code; its exception's text stays where it was."""
-        with grid_over(base, (WRAPPERS | FOLDED)[wrapper], tmp_path, data="one-in-trouble", trouble="raise") as grid:
+        with grid_over(base, wrapper, tmp_path, data="one-in-trouble", trouble="raise") as grid:
             messages = ask_all(grid, tmp_path, data="one-in-trouble", trouble="raise")
             replies = list(grid.send_and_receive(messages=messages, timeout=None))
         (failed,) = [reply for reply in replies if reply.has_error()]
@@ -121,7 +131,7 @@ class TestEveryGrid:
 
     def test_sent_messages_can_be_pulled_later(self, wrapper: str, tmp_path: Path) -> None:
         """Flower's other way, `push_messages` and `pull_messages`, reaches the same clients; a reply is taken once."""
-        with grid_over("in process", (WRAPPERS | FOLDED)[wrapper], tmp_path) as grid:
+        with grid_over("in process", wrapper, tmp_path) as grid:
             ids = list(grid.push_messages(ask_all(grid, tmp_path)))
             replies = list(grid.pull_messages(ids))
             assert [reply.metadata.reply_to_message_id for reply in replies] == ids
@@ -133,9 +143,9 @@ class TestEveryGrid:
 class TestGridsThatShowEveryReply:
     def test_parameters_are_exact(self, wrapper: str, base: str, tmp_path: Path) -> None:
         """What a client trained arrives bit for bit, in the model's order, with its number of examples."""
-        with grid_over(base, WRAPPERS[wrapper], tmp_path) as grid:
+        with grid_over(base, wrapper, tmp_path) as grid:
             replies = {r.metadata.src_node_id: r for r in grid.send_and_receive(messages=ask_all(grid, tmp_path))}
-        with grid_over("in process", WRAPPERS["bare"], tmp_path) as grid:
+        with grid_over("in process", "bare", tmp_path) as grid:
             expected = {r.metadata.src_node_id: r for r in grid.send_and_receive(messages=ask_all(grid, tmp_path))}
         assert replies.keys() == expected.keys()
         for node, reply in replies.items():
@@ -147,14 +157,14 @@ class TestGridsThatShowEveryReply:
     @pytest.mark.parametrize("strategy", [Sorted, FedMedian])
     def test_strategies_run_unmodified(self, strategy: type[FedAvg], wrapper: str, base: str, tmp_path: Path) -> None:
         """Flower's own loop trains over every grid to the same bytes as over the plain one."""
-        with grid_over(base, WRAPPERS[wrapper], tmp_path) as grid:
+        with grid_over(base, wrapper, tmp_path) as grid:
             result = train(strategy(fraction_evaluate=0.0), grid, tmp_path)
-        with grid_over("in process", WRAPPERS["bare"], tmp_path) as grid:
+        with grid_over("in process", "bare", tmp_path) as grid:
             assert result == train(strategy(fraction_evaluate=0.0), grid, tmp_path)
 
     def test_krum_finds_its_client(self, wrapper: str, base: str, tmp_path: Path) -> None:
         """A strategy that needs each reply gets each: Krum's result is one client's update."""
-        with grid_over(base, WRAPPERS[wrapper], tmp_path) as grid:
+        with grid_over(base, wrapper, tmp_path) as grid:
             arrays, config = request_of(tmp_path)
             krum = Krum(num_malicious_nodes=0, fraction_evaluate=0.0)
             result = krum.start(grid=grid, initial_arrays=arrays, num_rounds=1, train_config=config).arrays
@@ -170,8 +180,8 @@ class TestGridsThatFold:
     ) -> None:
         """FedAvg and FedAdam reach what they reach over all replies, up to float32 rounding."""
         results = []
-        for where, wrap in ((base, FOLDED[wrapper]), ("in process", WRAPPERS["bare"])):
-            with grid_over(where, wrap, tmp_path) as grid:
+        for where, name in ((base, wrapper), ("in process", "bare")):
+            with grid_over(where, name, tmp_path) as grid:
                 arrays, config = request_of(tmp_path)
                 result = kind(fraction_evaluate=0.0).start(
                     grid=grid, initial_arrays=arrays, num_rounds=2, train_config=config
@@ -182,7 +192,7 @@ class TestGridsThatFold:
 
     def test_all_failed_leaves_only_failures(self, wrapper: str, tmp_path: Path) -> None:
         """Where nobody has an update, the strategy sees failures and nothing else."""
-        with grid_over("in process", FOLDED[wrapper], tmp_path) as grid:
+        with grid_over("in process", wrapper, tmp_path) as grid:
             messages = ask_all(grid, tmp_path)
             del messages[0].content[CONFIG]  # all carry the same content
             replies = list(grid.send_and_receive(messages=messages))
@@ -191,7 +201,7 @@ class TestGridsThatFold:
 
 def test_messages_of_one_call_may_carry_different_models(base: str, tmp_path: Path) -> None:
     """Every client starts from the arrays in its own message, also where they differ from client to client."""
-    with grid_over(base, WRAPPERS["bare"], tmp_path) as grid:
+    with grid_over(base, "bare", tmp_path) as grid:
         arrays, config = request_of(tmp_path)
         config["server-round"] = 1
         start = {name: array.numpy() for name, array in arrays.items()}

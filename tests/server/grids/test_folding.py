@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,6 +89,24 @@ class TestMean:
             results.add(str((as_bytes(arrays_of(folded.content)), dict(folded.content[METRICS]))))
         assert len(results) == 1
 
+    def test_large_arrays_are_summed_in_blocks_to_the_same_bit(self) -> None:
+        """The mean is that of the plain formula, whole arrays at a time, for arrays of any size, dtype and layout."""
+        generator = np.random.default_rng(8)
+        for dtype in (np.float32, np.float64, np.float16, np.int64):
+            for shape in ((65_536,), (65_537,), (3, 70_000), (400, 500)):
+                some = [(generator.normal(size=shape) * 100).astype(dtype) for _ in range(3)]
+                some[1] = np.asfortranarray(some[1])
+                weights = [0.3, 7.0, 1e4]
+                messages = train_messages({"w": some[0]}, [2, 3, 4])
+                replies = replies_to(messages, [({"w": v}, w) for v, w in zip(some, weights, strict=True)])
+                total = some[0] * np.float64(weights[0])
+                for values, weight in zip(some[1:], weights[1:], strict=True):
+                    total += values * np.float64(weight)
+                mean = total / (0.3 + 7.0 + 1e4)
+                expected = (np.rint(mean) if dtype is np.int64 else mean).astype(dtype)
+                (folded,) = fold(replies, messages)
+                assert as_bytes(arrays_of(folded.content)) == as_bytes({"w": expected})
+
     def test_weight_is_the_sum(self) -> None:
         """The folded reply counts as much as all its parts."""
         messages = train_messages(MODEL, [2, 3])
@@ -143,6 +163,76 @@ class TestFailures:
 
 
 class TestMemory:
+    def test_early_replies_wait_on_disk_beyond_the_limit(self, tmp_path: Path) -> None:
+        """While the first client is awaited, the others' replies take no memory; the mean is the same to the bit."""
+        generator = np.random.default_rng(6)
+        messages = train_messages({"w": np.zeros(1000)}, range(2, 8))
+        arrays = [generator.normal(size=1000) for _ in messages]
+        alive = [weakref.ref(values) for values in arrays]
+        waiting: list[int] = []
+
+        def answer(messages: list[Message]) -> Iterator[Message]:
+            for i in reversed(range(len(messages))):
+                yield Message(update({"w": arrays.pop()}, 1.0 + i), reply_to=messages[i])
+                waiting.append(sum(ref() is not None for ref in alive[i:]))
+
+        def fold_with(in_memory: int) -> tuple[list[Message], list[int]]:
+            waiting.clear()
+            grid = FoldingGrid(ScriptedGrid(answer), folder=tmp_path, in_memory=in_memory)
+            return list(grid.stream(messages)), list(waiting)
+
+        kept = [values.copy() for values in arrays]
+        (on_disk,), held = fold_with(in_memory=16_000)
+        assert held[:4] == [1, 2, 2, 2]
+        arrays[:] = kept
+        (in_memory,), _ = fold_with(in_memory=1 << 20)
+        assert as_bytes(arrays_of(on_disk.content)) == as_bytes(arrays_of(in_memory.content))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_round_can_be_given_up(self, tmp_path: Path) -> None:
+        """Closing the stream closes the transport's and leaves no file; the next round starts from nothing."""
+        closed = []
+
+        def answer(messages: list[Message]) -> Iterator[Message]:
+            try:
+                for message in reversed(messages[1:]):
+                    yield Message(update({"w": np.ones(1000)}), reply_to=message)
+                yield failure_reply(messages[0], FailureCode.CLIENT_LOST)
+                yield failure_reply(messages[0], FailureCode.CLIENT_LOST)
+            finally:
+                closed.append(True)
+
+        messages = train_messages({"w": np.zeros(1000)}, [2, 3, 4])
+        grid = FoldingGrid(ScriptedGrid(answer), folder=tmp_path, in_memory=0)
+        stream = grid.stream(messages)
+        assert next(stream).has_error()
+        stream.close()  # type: ignore[attr-defined]
+        assert closed == [True]
+        assert list(tmp_path.iterdir()) == []
+
+    def test_products_never_take_the_memory_of_a_model(self) -> None:
+        """Beside the sum in float64 and the reply itself, adding a reply of 8 MB takes less than a megabyte."""
+        size = 2_000_000
+        messages = train_messages({"w": np.zeros(1, np.float32)}, [2, 3, 4])
+        peaks = []
+
+        def answer(messages: list[Message]) -> Iterator[Message]:
+            for message in messages:
+                reply = Message(update({"w": np.ones(size, np.float32)}), reply_to=message)
+                before, _ = tracemalloc.get_traced_memory()
+                tracemalloc.reset_peak()
+                yield reply
+                peaks.append(tracemalloc.get_traced_memory()[1] - before)
+                del reply
+
+        tracemalloc.start()
+        try:
+            list(FoldingGrid(ScriptedGrid(answer)).stream(messages))
+        finally:
+            tracemalloc.stop()
+        assert peaks[0] < 8 * size + 2**20
+        assert all(peak < 2**20 for peak in peaks[1:])
+
     def test_holds_a_few_models_however_many_clients(self) -> None:
         """Of 200 replies that arrive in order, at most three are alive at any time."""
         alive: list[weakref.ref[NDArray[Any]]] = []
