@@ -19,6 +19,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/coterie simulate heart
 
+# A coordinator, four sites and an operator as processes of their own, on loopback; compared with a simulation.
+federation: $(READY)
+	$(BIN)/python -m simulations.federation
+
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 

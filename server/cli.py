@@ -46,10 +46,21 @@ FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2", "safeten
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-def runs(root: RootOption = Path("runs"), as_json: JsonOption = False) -> None:
-    """List the runs of a folder, newest first."""
+def runs(
+    root: RootOption = Path("runs"),
+    kit: Annotated[
+        Path | None, typer.Option("--kit", help="An operator's kit: list the coordinator's runs instead.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs of a folder, newest first; with --kit those of a federation's coordinator."""
     from server.store import list_runs
 
+    if kit is not None:
+        from server.operator_cli import list_remote_runs
+
+        list_remote_runs(kit, as_json=as_json)
+        return
     found = [_facts(run) for run in list_runs(root)]
     if as_json:
         _print_json({"root": str(root), "runs": found})

@@ -20,28 +20,36 @@ from numpy.typing import NDArray
 
 from common.errors import BudgetExhaustedError, FailureCode, PrivacyError, RunError
 from common.flower import (
-    ARRAYS,
     CLIENTS,
     CLIPPING_NORM,
     NOISE,
     ORDER,
     PARTICIPATIONS,
-    RUN,
     SEPARATION,
     TRAIN_LOSS,
     WITHIN,
-    arrays_of,
     from_record,
     to_record,
 )
 from common.models.weights import ModelWeights
+from common.transport.compression import Compression
+from server.aggregation import aggregate, all_finite, make_writable
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.cohort import CohortSampler, Sampler, min_separation, participations
 from server.evaluation import Evaluation, evaluate
-from server.grids import CheckedGrid, ClippedSum, ClippedSumGrid, FoldingGrid, noised_reply, trainable_names
+from server.grids import (
+    CheckedGrid,
+    ClippedSum,
+    ClippedSumGrid,
+    DecompressingGrid,
+    FoldingGrid,
+    SpoolingGrid,
+    noised_reply,
+    trainable_names,
+)
 from server.job import Arrays, Job, Observer, Outcome, RoundRecord
 from server.release import Release, Releases
-from server.roster import CohortView, discover
+from server.roster import CohortView, discover, request_record
 from server.strategies import cast_like, largest_value, make_strategy, minimum_replies, replies_needed
 from server.strategy_state import restore_strategy, strategy_state
 
@@ -59,7 +67,7 @@ class Coordinator:
         self._strategy = make_strategy(config.strategy, client_learning_rate=config.training.learning_rate)
         self._sampler: Sampler = job.sampler or CohortSampler(config.cohort, seed=config.seeds.cohort, noise=job.noise)
         self._weights = ModelWeights(job.model)
-        self._arrays: Arrays = self._weights.copy()
+        self._arrays: Arrays = self._weights.shared()  # one copy of the model, which is evaluated where it lies
         self._trainable = trainable_names(job.model)
         self._releases = self._make_releases()
         self._best: tuple[int, Evaluation, Arrays] | None = None
@@ -93,7 +101,7 @@ class Coordinator:
         """
         config = self._job.config
         done = self._resume()
-        roster = discover(grid, config)
+        roster = discover(grid, config, run_id=self._job.run_id, authorization=self._job.authorization)
         self._check_plan(len(roster))
         patience = config.evaluation.patience
         while done < config.rounds and not (patience and self._since_best >= patience):
@@ -152,8 +160,9 @@ class Coordinator:
             fates[name] = failure
             job.observer.reply_received(name, failure)
 
+        how = Compression.of(config.transport)
         checked = CheckedGrid(
-            grid,
+            grid if how.codec == "none" else DecompressingGrid(grid, template=self._arrays, how=how),
             template=self._arrays,
             equal_weights=config.private or config.strategy.weighting == "equal",
             metrics=self._metrics(),
@@ -162,7 +171,7 @@ class Coordinator:
         )
         view = CohortView(checked, list(names))
         start = to_record(self._arrays)
-        request = self._strategy.configure_train(server_round, start, self._request(), view)
+        request = self._strategy.configure_train(server_round, start, self._request(cohort), view)
         messages = sorted(request, key=lambda message: names[message.metadata.dst_node_id])
         if release is not None:
             for name, fate in release.fates.items():
@@ -172,7 +181,8 @@ class Coordinator:
         elif self._releases is not None:
             release, replies = self._noised(self._releases, server_round, view, messages, cohort=cohort, fates=fates)
         else:
-            asking = FoldingGrid(view) if replies_needed(self._strategy) == "mean" else view
+            kind = FoldingGrid if replies_needed(self._strategy) == "mean" else SpoolingGrid
+            asking = kind(view, folder=job.folder.path if job.folder else None)
             replies = list(asking.send_and_receive(messages, timeout=config.cohort.deadline_seconds or None))
         clock.lap("train")
         survivors = [name for name in cohort if name in fates and fates[name] is None]
@@ -181,7 +191,7 @@ class Coordinator:
         if release is not None or len(survivors) >= fewest:  # what was released is used, whoever answered
             replies.sort(key=lambda reply: names.get(reply.metadata.src_node_id, ""))
             for reply in replies:
-                _make_writable(reply)
+                make_writable(reply)
             before = self._any_update
             refused, train_loss = self._aggregate(server_round, replies, start)
             self._any_update &= before or bool(survivors)  # noise alone trains nothing
@@ -231,6 +241,7 @@ class Coordinator:
             trainable=self._trainable,
             clipping_norm=releases.clipping_norm,
             release=release,
+            folder=self._job.folder.path if self._job.folder else None,
         )
         replies = list(asking.send_and_receive(messages, timeout=self._job.config.cohort.deadline_seconds or None))
         return released[0], replies
@@ -244,8 +255,8 @@ class Coordinator:
         before = strategy_state(self._strategy)
         try:
             with np.errstate(all="ignore"):
-                aggregate, metrics = self._strategy.aggregate_train(server_round, replies)
-                arrays = None if aggregate is None else _own(cast_like(aggregate, start))
+                aggregated, metrics = aggregate(self._strategy, server_round, replies)
+                arrays = None if aggregated is None else _own(cast_like(aggregated, start))
             if not all_finite(arrays or {}) or not all_finite(strategy_state(self._strategy)):
                 raise RunError("the aggregate is not finite")
         except (RunError, ArithmeticError, ValueError) as e:
@@ -253,9 +264,15 @@ class Coordinator:
             restore_strategy(self._strategy, before)
             return True, None
         if arrays is not None:
-            self._arrays, self._any_update = arrays, True
+            self._take(arrays)
+            self._any_update = True
         loss = None if metrics is None else metrics.get(TRAIN_LOSS)
         return False, float(loss) if isinstance(loss, int | float) else None
+
+    def _take(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Make these the model's weights."""
+        self._weights.load(arrays)
+        self._arrays = self._weights.shared()
 
     def _metrics(self) -> tuple[str, ...]:
         """What a reply holds beside weights and weight: nothing that was not paid for."""
@@ -263,9 +280,11 @@ class Coordinator:
             return (WITHIN,)
         return () if self._job.config.private else (TRAIN_LOSS,)
 
-    def _request(self) -> ConfigRecord:
+    def _request(self, cohort: list[str]) -> ConfigRecord:
         """The configuration that every client of a round gets; Flower adds the round's number to it."""
-        record, plan = ConfigRecord({RUN: self._job.config.canonical_json()}), self._job.plan
+        job, plan = self._job, self._job.plan
+        told = None if self._releases is not None else cohort  # who takes part is not for others to know
+        record = request_record(job.config, run_id=job.run_id, authorization=job.authorization, cohort=told)
         if plan is not None:
             record[NOISE], record[ORDER] = plan.noise_multiplier, plan.budget.order
             record[PARTICIPATIONS], record[SEPARATION] = plan.participations, plan.min_separation
@@ -284,14 +303,14 @@ class Coordinator:
             return None
         self._since_best += 1
         if self._best is None or evaluation.accuracy > self._best[1].accuracy:
-            kept = self._arrays if self._job.config.evaluation.select == "best" else {}
+            keeps = self._job.config.evaluation.select == "best"
+            kept = {name: values.copy() for name, values in self._arrays.items()} if keeps else {}
             self._best, self._since_best = (server_round, evaluation, kept), 0
         return evaluation
 
     def _evaluate(self) -> Evaluation | None:
         if self._job.held_out is None:
             return None
-        self._weights.load(self._arrays)
         return evaluate(self._job.model, self._job.held_out, batch_size=self._job.config.evaluation.batch_size)
 
     def _save(self, server_round: int) -> None:
@@ -327,7 +346,7 @@ class Coordinator:
             return 0
         for warning in checkpoint.warnings:
             log.warning("checkpoint_skipped", reason=warning)
-        self._arrays = dict(checkpoint.arrays)
+        self._take(checkpoint.arrays)
         restore_strategy(self._strategy, checkpoint.strategy)
         self._sampler.restore(checkpoint.sampler)
         if self._releases is not None:
@@ -340,19 +359,6 @@ class Coordinator:
             best = dict(checkpoint.best_arrays or {})
             self._best = (progress["best"]["server_round"], _from_progress(progress["best"]), best)
         return checkpoint.server_round
-
-
-def _make_writable(reply: Message) -> None:
-    """Let a strategy own a reply's arrays: QFedAvg computes in place, and a worker's reply is a read-only view."""
-    if reply.has_content():
-        arrays = arrays_of(reply.content)
-        if not all(values.flags.writeable for values in arrays.values()):
-            reply.content[ARRAYS] = to_record({name: values.copy() for name, values in arrays.items()})
-
-
-def all_finite(arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Whether every value of every floating-point array is finite."""
-    return all(np.isfinite(values).all() for values in arrays.values() if values.dtype.kind == "f")
 
 
 class _Clock:

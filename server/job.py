@@ -59,7 +59,7 @@ class Job:
 
     Attributes:
         config: The run's configuration.
-        model: A model with the starting weights; used for evaluation, its weights change.
+        model: A model with the starting weights; it becomes the trained one.
         held_out: The coordinator's own examples, or None.
         plan: The privacy plan, or None without privacy.
         folder: Where rounds and checkpoints are kept, or None to keep nothing.
@@ -67,6 +67,8 @@ class Job:
         observer: Told of everything.
         ledger: The coordinator's own record of what it releases; needed under client-level privacy.
         noise: Where the coordinator's noise and Poisson cohorts come from; None takes fresh secure sources.
+        run_id: Names the run to sites that ask for its authorization; 32 hexadecimal digits, or empty in a simulation.
+        authorization: What an operator signed for this run; sites that have a policy read it.
     """
 
     config: RunConfig
@@ -78,6 +80,8 @@ class Job:
     observer: Observer = field(default_factory=Observer)
     ledger: Ledger | None = None
     noise: NoiseByRound | None = None
+    run_id: str = ""
+    authorization: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,11 @@
-"""Who takes part: the clients that a grid reaches, by name, and the view of the grid that a strategy is given."""
+"""Who takes part: the clients that a grid reaches, by name, and the view of the grid that a strategy is given; and what
+every client is told of the run.
+"""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Sequence
 
 import structlog
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -9,8 +14,21 @@ from pydantic import TypeAdapter
 
 from common.config import RunConfig
 from common.config.settings import Name
-from common.errors import RunError
-from common.flower import CLIENT, CONFIG, ROUND, RUN, NodeInfo, config_of, failure_of
+from common.errors import DataError, RunError
+from common.flower import (
+    AUTHORIZATION,
+    CLIENT,
+    COHORT,
+    CONFIG,
+    ROUND,
+    RUN,
+    RUN_HEX,
+    SCHEMA,
+    NodeInfo,
+    config_of,
+    failure_of,
+)
+from common.schema import DataSchema, read_schema
 from server.grids import WrappingGrid
 
 log = structlog.get_logger()
@@ -33,7 +51,19 @@ class CohortView(WrappingGrid):
         return [node for node in self._inner.get_nodes() if node.node_id in self._node_ids]
 
 
-def discover(grid: Grid, config: RunConfig) -> dict[str, int]:
+def request_record(
+    config: RunConfig, *, run_id: str = "", authorization: str = "", cohort: Sequence[str] | None = None
+) -> ConfigRecord:
+    """What every request says of its run: the configuration, and of a run that somebody submitted by whose order."""
+    record = ConfigRecord({RUN: config.canonical_json()})
+    if run_id:
+        record[RUN_HEX], record[AUTHORIZATION] = run_id, authorization
+        if cohort is not None:
+            record[COHORT] = json.dumps(list(cohort))
+    return record
+
+
+def discover(grid: Grid, config: RunConfig, *, run_id: str = "", authorization: str = "") -> dict[str, int]:
     """Every client's name and node id, sorted by name: node ids are random and decide nothing.
 
     Raises:
@@ -41,18 +71,64 @@ def discover(grid: Grid, config: RunConfig) -> dict[str, int]:
     """
     nodes = [(node.name, node.node_id) for node in grid.get_nodes()]
     if not all(name for name, _ in nodes):
-        content = RecordDict({CONFIG: ConfigRecord({RUN: config.canonical_json(), ROUND: 1})})
-        asked = [Message(content, node_id, MessageType.QUERY) for _, node_id in nodes]
-        first: dict[int, Message] = {}
-        for reply in grid.send_and_receive(asked, timeout=config.cohort.deadline_seconds or None):
-            first.setdefault(reply.metadata.src_node_id, reply)  # who answers twice is heard once
-        told = [(_told_name(first[node]), node) for _, node in nodes if node in first]
+        asked = [node_id for _, node_id in nodes]
+        replies = _ask(grid, config, asked, run_id=run_id, authorization=authorization)
+        told = [(_told_name(replies[node]), node) for node in asked if node in replies]
         nodes = [(name, node) for name, node in told if name is not None]
     roster = dict(sorted(nodes))
     if not roster or len(roster) != len(nodes):
         problem = "two clients have the same name" if roster else "no client is there"
         raise RunError(f"the run cannot start: {problem}", hint="check the clients' names and logs")
     return roster
+
+
+def ask_schema(grid: Grid, config: RunConfig, *, run_id: str = "", authorization: str = "") -> DataSchema:
+    """The public facts of a data set that the coordinator does not know itself: what all clients say of theirs.
+
+    Guarantee: every client of the grid was asked and all said the same.
+
+    Raises:
+        DataError: A client did not answer, or two do not agree.
+    """
+    names = {node.node_id: node.name for node in grid.get_nodes()}
+    replies = _ask(grid, config, list(names), run_id=run_id, authorization=authorization)
+    found: dict[str, DataSchema] = {}
+    for node, name in names.items():
+        reply = replies.get(node)
+        failure = failure_of(reply) if reply is not None else None
+        if reply is None or failure is not None:
+            why = failure.sentence if failure is not None else "it did not answer"
+            raise DataError(
+                f"site {name} does not say what its data set `{config.data.name}` looks like: {why}",
+                hint="see that site's log; its site.toml must name the data set, and its policy allow the run",
+            )
+        try:
+            found[name] = read_schema(str(config_of(reply.content)[SCHEMA]))
+        except (KeyError, ValueError) as e:
+            raise DataError(
+                f"site {name} describes its data set `{config.data.name}` in a way that cannot be read",
+                hint="both sides must run the same version",
+            ) from e
+    first, *others = found
+    for name in others:
+        if found[name] != found[first]:
+            raise DataError(
+                f"sites {first} and {name} describe `{config.data.name}` differently",
+                hint="`coterie data check` at both shows columns and classes; they must be equal and in the same order",
+            )
+    return found[first]
+
+
+def _ask(grid: Grid, config: RunConfig, nodes: Sequence[int], *, run_id: str, authorization: str) -> dict[int, Message]:
+    """Every node's first answer to the question who it is."""
+    record = request_record(config, run_id=run_id, authorization=authorization)
+    record[ROUND] = 1
+    content = RecordDict({CONFIG: record})
+    asked = [Message(content, node_id, MessageType.QUERY) for node_id in nodes]
+    first: dict[int, Message] = {}
+    for reply in grid.send_and_receive(asked, timeout=config.cohort.deadline_seconds or None):
+        first.setdefault(reply.metadata.src_node_id, reply)  # who answers twice is heard once
+    return first
 
 
 def _told_name(reply: Message) -> str | None:

@@ -53,6 +53,9 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
     engine: Annotated[
         Engine, typer.Option("--engine", help="inline, or Flower's simulation runtime on Ray.")
     ] = "inline",
+    sealed: Annotated[
+        bool, typer.Option("--sealed", help="Seal all messages as between machines; the result is the same to the bit.")
+    ] = False,
     site: Annotated[Path | None, typer.Option("--site", help="Your own models and data: a site.toml.")] = None,
     insecure_fixed_noise: Annotated[
         int | None,
@@ -82,7 +85,9 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
         loaded = load_config(source, changes)
         config, plain, folder = loaded.config, loaded.plain, None
     seed = insecure_fixed_noise if folder is None else _kept_seed(folder)
-    how = _Options(site_file=site, workers=workers, engine=engine, quiet=quiet or as_json, insecure_seed=seed)
+    how = _Options(
+        site_file=site, workers=workers, engine=engine, sealed=sealed, quiet=quiet or as_json, insecure_seed=seed
+    )
     how.processes(most=1)
     from client.memory import keep_freed_memory
     from simulations.interrupt import interruptible
@@ -127,6 +132,7 @@ class _Options:
     site_file: Path | None
     workers: str
     engine: Engine
+    sealed: bool
     quiet: bool
     insecure_seed: int | None
 
@@ -147,9 +153,10 @@ def _run(  # noqa: PLR0917
     how: _Options,
     progress: Progress,
 ) -> tuple[dict[str, Any], Path]:
+    from server.results import Observers
     from simulations.comparison import check_comparable, compare
     from simulations.progress import ProgressObserver
-    from simulations.results import FolderObserver, Observers, write_results
+    from simulations.results import FolderObserver, write_results
     from simulations.run import execute, prepare
     from simulations.sites import SPOOL
 
@@ -175,6 +182,7 @@ def _run(  # noqa: PLR0917
                 prepared,
                 workers=how.processes(config.cohort.size or len(prepared.federation.clients)),
                 engine=how.engine,
+                sealed=how.sealed,
                 folder=folder,
                 observer=Observers([keeper, shown]),
             )

@@ -16,6 +16,7 @@ from client.mods import guard_mod
 from common.flower import NodeInfo, Run, client_context, prepare_process, stamp
 from simulations.byzantine import byzantine_mod
 from simulations.interrupt import check_interrupt
+from simulations.sealing import SimulatedKeys
 from simulations.sites import SimulatedSites
 
 FIRST_NODE = 2
@@ -34,16 +35,16 @@ class Engine(Protocol):
         """Let go of processes and files."""
 
 
-def simulated_app(sites: SimulatedSites) -> ClientApp:
+def simulated_app(sites: SimulatedSites, keys: SimulatedKeys | None = None) -> ClientApp:
     """The ClientApp of simulated clients, with their data loaded; some of them lie if the run says so."""
     _ = sites.federation
     mods = [byzantine_mod] if sites.config.simulation.byzantine_clients else []
-    return make_client_app(sites, mods=mods)
+    return make_client_app(sites, outer=[keys.mod()] if keys else [], mods=mods)
 
 
-def app_factory(sites: SimulatedSites) -> AppFactory:
-    """A factory that a worker process can be given."""
-    return partial(simulated_app, sites)
+def app_factory(sites: SimulatedSites, keys: SimulatedKeys | None = None) -> AppFactory:
+    """A factory that a worker process can be given; with keys, the clients take and send sealed messages only."""
+    return partial(simulated_app, sites, keys)
 
 
 class InProcess:

@@ -17,18 +17,17 @@ from torch import nn
 
 from common.config import RunConfig
 from common.config.settings import Name
-from common.errors import DataError, ModelError
+from common.errors import DataError
 from common.flower import client_context
-from common.models import check_private, initial_model
-from common.privacy import Ledger, PrivacyPlan, make_plan, spent
-from common.privacy.bookkeeping import Bookkeeping
+from common.privacy import Ledger, PrivacyPlan, spent
 from common.schema import Federation
 from server.app import make_server_app
-from server.cohort import Sampler, min_separation, participations
+from server.cohort import Sampler
 from server.coordinator import Job, Observer, Outcome
+from server.planning import check_fit, plan_run
 from server.store import RunFolder
-from server.strategies import check_strategy
 from simulations.inline import AppFactory, InlineGrid, InProcess, app_factory
+from simulations.sealing import Sealing
 from simulations.sites import SimulatedSites
 from simulations.workers import WorkerPool
 
@@ -101,23 +100,9 @@ def prepare(
     federation = sites.federation
     clients = len(federation.clients)
     _check_names(federation)
-    check_strategy(config.strategy, config.cohort.size or clients)
-    model = initial_model(config.model, federation.schema, seed=config.seeds.model, site=sites.site)
-    most = participations(config.cohort, clients, config.rounds)
-    plan = None
-    if config.private:
-        if config.privacy.unit == "example":
-            check_private(model)
-            Bookkeeping(model).detach()  # refuses what it cannot differentiate, before anybody pays
-        plan = make_plan(
-            config,
-            dimensions=sum(p.numel() for p in model.parameters() if p.requires_grad),
-            participations=most,
-            min_separation=min_separation(config.cohort, clients),
-            clients=clients,
-        )
-    _check_fit(model, federation)
-    return Prepared(sites=sites, model=model, plan=plan).in_folder(folder)
+    planned = plan_run(config, federation.schema, clients=clients, site=sites.site)
+    check_fit(planned.model, federation.test, federation.schema)
+    return Prepared(sites=sites, model=planned.model, plan=planned.plan).in_folder(folder)
 
 
 def execute(
@@ -129,6 +114,7 @@ def execute(
     observer: Observer | None = None,
     sampler: Sampler | None = None,
     factory: AppFactory | None = None,
+    sealed: bool = False,
 ) -> Outcome:
     """Train to the end; continues after the folder's last checkpoint.
 
@@ -140,6 +126,7 @@ def execute(
         observer: Told of everything as it happens.
         sampler: Who is asked each round; None takes the configuration's.
         factory: Another ClientApp than that of the prepared run.
+        sealed: Whether all messages are sealed between coordinator and clients, as between machines.
     """
     config = prepared.config
     gc.freeze()  # some of Flower's strategies collect garbage at every reply; what is imported is none
@@ -156,14 +143,20 @@ def execute(
     )
     outcomes: list[Outcome] = []
     app = make_server_app(job, outcomes.append)
-    make_app = factory or app_factory(prepared.sites)
+    names = [client.name for client in prepared.federation.clients]
+    sealing = Sealing.for_clients(names) if sealed else None
+    make_app = factory or app_factory(prepared.sites, sealing.clients if sealing else None)
+
+    def around(grid: Grid) -> Grid:
+        return sealing.around(grid, config) if sealing else grid
+
     if engine == "ray":
         from simulations.ray_engine import run_on_ray
 
-        run_on_ray(app, make_app, clients=len(prepared.federation.clients), workers=workers)
+        run_on_ray(app, make_app, names=names, workers=workers, around=around)
     else:
         with inline_grid(prepared, make_app, workers=workers) as grid:
-            app(grid, client_context(node_id=0, partition=0))
+            app(around(grid), client_context(node_id=0, partition=0))
     return outcomes[0]
 
 
@@ -194,22 +187,3 @@ def _check_names(federation: Federation) -> None:
             raise DataError(
                 f"a client's name is {client.name!r}", hint="use at most 64 letters, digits, '-' and '_'"
             ) from e
-
-
-def _check_fit(model: nn.Module, federation: Federation) -> None:
-    """One forward pass on one held-out example: shapes and token ids must fit."""
-    example = federation.test.inputs[:1]
-    expected = (*federation.test.targets[:1].shape, federation.schema.num_classes)
-    try:
-        with torch.no_grad():
-            logits = model.eval()(example)
-    except (RuntimeError, IndexError, TypeError, ValueError) as e:
-        raise ModelError(
-            f"the model fails on an example of shape {list(example.shape[1:])} ({type(e).__name__})",
-            hint="choose a model for this kind of data; `coterie data check` shows the shape",
-        ) from e
-    if tuple(logits.shape) != expected:
-        raise ModelError(
-            f"the model answers with shape {list(logits.shape)}, {list(expected)} is needed",
-            hint="a model returns one logit a class, for every target",
-        )

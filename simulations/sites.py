@@ -96,8 +96,8 @@ class SimulatedSites:
         return None if self.ledgers is None else self.ledgers.of(self._client(request, context).name)
 
     def spool(self, request: TrainRequest, context: Context) -> Spool | None:
-        """Where this client's updates wait until their round is over."""
-        return Spool(self.folder / SPOOL, owner=self._client(request, context).name)
+        """Where this client's updates wait until their round is over; without privacy they are simply made again."""
+        return None if request.plan is None else Spool(self.folder / SPOOL, owner=self._client(request, context).name)
 
     def noise(self, request: TrainRequest, context: Context) -> NoiseSource:
         """Secure noise, unless the run was asked to repeat to the bit."""

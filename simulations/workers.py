@@ -10,30 +10,35 @@ import itertools
 import json
 import mmap
 import multiprocessing
+import operator
 import os
 import shutil
 import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
-from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 
 from client.memory import keep_freed_memory
 from client.mods import guard_mod
 from common.errors import FailureCode, RunError
 from common.flower import ARRAYS, client_context, failure_reply, prepare_process, stamp
 from common.transport.records import decode_records, encode_records
+from common.transport.sealed import BLOB
 from simulations.inline import FIRST_NODE, AppFactory
 from simulations.interrupt import check_interrupt
+
+_SHARED: Final = (ARRAYS, BLOB)
+"""Records of a message that are the same for all clients of a round, and large."""
 
 _LOOK_UP_SECONDS: Final = 1.0
 """How long to wait for replies before looking whether the user wants to stop."""
@@ -109,9 +114,14 @@ class WorkerPool:
         message = queue.popleft()
         worker.message, worker.since = message, monotonic()
         node = message.metadata.dst_node_id
-        rest = RecordDict({key: record for key, record in message.content.items() if key != ARRAYS})
-        arrays = message.content.array_records.get(ARRAYS)
-        worker.arrays = None if arrays is None else self._broadcast.publish(arrays)
+        shared: dict[str, ArrayRecord] = {}
+        rest = RecordDict()
+        for key, record in message.content.items():
+            if key in _SHARED and isinstance(record, ArrayRecord):
+                shared[key] = record
+            else:
+                rest[key] = record
+        worker.arrays = self._broadcast.publish(shared) if shared else None
         self._broadcast.keep({busy.arrays for busy in self._workers if busy.message is not None})
         header = {
             "node": node,
@@ -147,7 +157,7 @@ class WorkerPool:
 
 
 class _Broadcast:
-    """The arrays that every message of a round carries, in a file that all workers map."""
+    """What every message of a round carries, arrays or their ciphertext, in a file that all workers map."""
 
     def __init__(self) -> None:
         memory = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
@@ -155,14 +165,15 @@ class _Broadcast:
         self.folder = Path(self._temporary.name)
         self._numbers = itertools.count(1)
         self._files: list[Path] = []
-        self._current: ArrayRecord | None = None
+        self._current: list[Array] = []
 
-    def publish(self, arrays: ArrayRecord) -> Path:
-        """A file with `arrays`; written once for the same record."""
-        if arrays is not self._current:
+    def publish(self, records: Mapping[str, ArrayRecord]) -> Path:
+        """A file with these records; written once for the same arrays."""
+        arrays = [array for record in records.values() for array in record.values()]
+        if len(arrays) != len(self._current) or not all(map(operator.is_, arrays, self._current)) or not self._files:
             path = self.folder / f"{next(self._numbers)}.records"
             with path.open("xb") as file:
-                file.writelines(encode_records(RecordDict({ARRAYS: arrays})))
+                file.writelines(encode_records(RecordDict(dict(records))))
             self._files.append(path)
             self._current = arrays
         return self._files[-1]
@@ -211,7 +222,7 @@ def _work(connection: Connection, factory: AppFactory, folder: Path) -> None:
     prepare_process()
     app = factory()
     connection.send_bytes(b"ready")
-    mapped: tuple[str, Any] = ("", None)
+    mapped = ("", RecordDict())
     with suppress(EOFError, OSError):
         while True:
             header = json.loads(connection.recv_bytes())
@@ -220,8 +231,9 @@ def _work(connection: Connection, factory: AppFactory, folder: Path) -> None:
             path = header["broadcast"]
             if path is not None:
                 if path != mapped[0]:
-                    mapped = (path, decode_records(_map(path))[ARRAYS])
-                content[ARRAYS] = mapped[1]
+                    mapped = (path, decode_records(_map(path)))
+                for key, record in mapped[1].items():
+                    content[key] = record
             node = header["node"]
             context = client_context(
                 node_id=node, partition=node - FIRST_NODE, state=decode_records(state) if state else None

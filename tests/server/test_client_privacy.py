@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Message
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import Strategy
 
 from common.config import RunConfig
 from common.errors import BudgetExhaustedError, PrivacyError, RunError
 from common.flower import CLIPPING_NORM, CONFIG, METRICS, WEIGHT, WITHIN
 from common.privacy import FileLedger
+from server import coordinator as coordinator_module
 from server.strategies import replies_needed
 from tests.helpers.releasing import (
     ADAPTIVE,
@@ -139,16 +140,15 @@ class TestWhoAnswers:
 
         ledger, log, grid = MemoryLedger(), Log(), sites(POISSON)
         ends: list[Any] = []
-        original = FedAvg.aggregate_train
+        original = coordinator_module.aggregate
 
-        class Seen(FedAvg):
-            def aggregate_train(self, server_round: int, replies: Any) -> Any:
-                result = original(self, server_round, replies)
-                ends.append(flat({name: array.numpy() for name, array in (result[0] or {}).items()}))
-                return result
+        def seen(strategy: Strategy, server_round: int, replies: Any) -> Any:
+            result = original(strategy, server_round, replies)
+            ends.append(flat({name: array.numpy() for name, array in (result[0] or {}).items()}))
+            return result
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(FedAvg, "aggregate_train", Seen.aggregate_train)
+            patch.setattr(coordinator_module, "aggregate", seen)
             coordinate(POISSON, grid, ledger=ledger, noise=fixed_noise(), observer=log, sampler=Nobody())
         assert [record.cohort for record in log.records][1] == []
         assert ledger.log == [f"reserve {t}" for t in (1, 2, 3, 4)]
@@ -194,13 +194,13 @@ class TestWhatTravels:
     def test_strategies_see_one_reply_of_weight_1(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Above the grid there are no clients any more."""
         seen: list[Message] = []
-        original = FedAvg.aggregate_train
+        original = coordinator_module.aggregate
 
-        def spy(self: FedAvg, server_round: int, replies: Any) -> Any:
+        def spy(strategy: Strategy, server_round: int, replies: Any) -> Any:
             seen.extend(reply for reply in replies if reply.has_content())
-            return original(self, server_round, replies)
+            return original(strategy, server_round, replies)
 
-        monkeypatch.setattr(FedAvg, "aggregate_train", spy)
+        monkeypatch.setattr(coordinator_module, "aggregate", spy)
         coordinate(FLAT, sites(FLAT))
         assert [dict(reply.content[METRICS]) for reply in seen] == [{WEIGHT: 1.0}] * 4
 

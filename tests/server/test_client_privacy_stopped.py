@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import Strategy
 
 from common.config import RunConfig
 from common.errors import BudgetExhaustedError, RunError
@@ -61,14 +61,14 @@ class Stop:
             case "saved":
                 self._at(patch, coordinator_module, "save_checkpoint", before=False)
             case "stepping":
-                original = FedAvg.aggregate_train
+                original = coordinator_module.aggregate
 
-                def step(strategy: FedAvg, server_round: int, replies: Any) -> Any:
+                def step(strategy: Strategy, server_round: int, replies: Any) -> Any:
                     if server_round == 3:
                         raise StoppedError
                     return original(strategy, server_round, replies)
 
-                patch.setattr(FedAvg, "aggregate_train", step)
+                patch.setattr(coordinator_module, "aggregate", step)
 
     @staticmethod
     def _at(patch: pytest.MonkeyPatch, module: Any, name: str, *, before: bool) -> None:

@@ -100,6 +100,27 @@ class TestSample:
         with pytest.raises(ConfigError, match=r"cohort\.size is 4, but there are only 3 clients"):
             sampler(sampling, 4).sample(1, names(3))
 
+    @pytest.mark.parametrize(
+        ("size", "share", "asked"), [(10, 0.1, 11), (10, 0.0, 10), (3, 0.5, 5), (2, 1.0, 4), (0, 0.0, 0)]
+    )
+    def test_over_sampling_asks_more(self, size: int, share: float, asked: int) -> None:
+        """By a share, rounded up; a tenth of ten is one, also in floating point."""
+        settings = CohortSettings(size=size, over_sampling=share)
+        assert settings.asked() == asked
+        assert len(CohortSampler(settings, seed=0).sample(1, names(20))) == (asked or 20)
+
+    @pytest.mark.parametrize("sampling", ["balanced", "cyclic"])
+    def test_over_sampling_counts_for_all_who_are_asked(self, sampling: Any) -> None:
+        """Whoever is asked pays for the round, also where their update comes too late."""
+        settings = CohortSettings(size=2, over_sampling=0.5, sampling=sampling)
+        drawn = CohortSampler(settings, seed=0)
+        taken = Counter(name for r in range(1, 8) for name in drawn.sample(r, names(6)))
+        assert max(taken.values()) <= participations(settings, 6, 7) == 4
+
+    def test_over_sampling_beyond_the_federation_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"cohort\.size is 3 and 2 are asked beyond it, but there are only 4"):
+            CohortSampler(CohortSettings(size=3, over_sampling=0.5), seed=0).sample(1, names(4))
+
     @pytest.mark.parametrize("size", [0, 1])
     def test_a_federation_of_nobody_is_refused(self, size: int) -> None:
         """Without clients there is nothing to draw, not even everybody."""

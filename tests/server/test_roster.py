@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from flwr.app import Message
 
-from common.errors import FailureCode, RunError
-from common.flower import CONFIG, NodeInfo, failure_reply
-from server.roster import discover
+from common.errors import DataError, FailureCode, RunError
+from common.flower import CONFIG, SCHEMA, NodeInfo, config_of, failure_reply
+from common.schema import DataSchema
+from server.roster import ask_schema, discover, request_record
 from tests.helpers.coordinating import Relabelled, coordinate, of, real_grid
 from tests.helpers.grids import ScriptedGrid
 from tests.helpers.runs import as_bytes, configuration, prepared
@@ -57,3 +58,53 @@ class TestDiscovery:
         grid.get_nodes = lambda: [NodeInfo(node_id=2, name="a"), NodeInfo(node_id=3, name="a")]  # type: ignore[method-assign]
         with pytest.raises(RunError, match="same name"):
             discover(grid, configuration())
+
+
+class TestSchema:
+    """What sites say of a data set that the coordinator does not know."""
+
+    def test_is_what_all_of_them_say(self, tmp_path: Path) -> None:
+        """Every client is asked once, without a model."""
+        possible = prepared(tmp_path)
+        grid = Relabelled(possible, seed=4)
+        assert ask_schema(grid, possible.config) == possible.federation.schema
+        assert [message.metadata.message_type for message in grid.sent] == ["query"] * 4
+
+    @pytest.mark.parametrize(
+        "said", ["{}", DataSchema(kind="tabular", input_shape=(9,), num_classes=2).to_text(), None]
+    )
+    def test_one_site_that_says_otherwise_ends_the_run(self, tmp_path: Path, said: str | None) -> None:
+        """Whether it describes other data, cannot be read, or does not answer."""
+        possible = prepared(tmp_path)
+        inner = Relabelled(possible, seed=4)
+
+        def answer(messages: list[Message]) -> Iterable[Message]:
+            if said is None:
+                yield failure_reply(messages[0], FailureCode.POLICY_REFUSED)
+                messages = messages[1:]
+            for place, reply in enumerate(inner.send_and_receive(messages)):
+                if said is not None and place == 2:
+                    config_of(reply.content)[SCHEMA] = said
+                yield reply
+
+        grid = ScriptedGrid(answer, inner.nodes)
+        grid.get_nodes = inner.get_nodes  # type: ignore[method-assign]
+        with pytest.raises(DataError, match="blobs"):
+            ask_schema(grid, possible.config)
+
+
+class TestRequests:
+    """What every request says of its run."""
+
+    def test_a_simulation_says_nothing_of_who_wants_it(self) -> None:
+        """Nobody signed it."""
+        assert list(request_record(configuration(), cohort=["a"])) == ["run"]
+
+    def test_a_submitted_run_says_by_whose_order_and_with_whom(self) -> None:
+        """A site's policy reads these."""
+        record = request_record(configuration(), run_id="ab" * 16, authorization="signed", cohort=["a", "b"])
+        assert (record["run-id"], record["authorization"], record["cohort"]) == ("ab" * 16, "signed", '["a", "b"]')
+
+    def test_a_cohort_that_is_not_told_is_not_there(self) -> None:
+        """Under client-level privacy."""
+        assert "cohort" not in request_record(configuration(), run_id="ab" * 16, authorization="signed")

@@ -1,0 +1,211 @@
+"""What a run leaves behind: a row a round, events, the model, the result, the report. Simulations add what only they
+know: each client's examples and ledger.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from safetensors.numpy import save as save_arrays
+from torch import nn
+
+from common.config import RunConfig
+from common.errors import FailureCode, LedgerError
+from common.models import parameter_count
+from common.privacy import RELATION, PrivacyPlan
+from common.privacy.accounting.accountant import ReplaceOne
+from common.schema import DataSchema, Examples
+from server.evaluation import majority_accuracy
+from server.job import Observer, Outcome, RoundRecord
+from server.report import write_report
+from server.report.tensorboard import EventWriter
+from server.store import RunFolder
+
+Spent = Callable[[Sequence[str] | None], dict[str, float]]
+"""Epsilon spent by client, of these clients or (None) of all, as ledgers say; empty where no ledger is at hand."""
+
+
+class RoundKeeper(Observer):
+    """Writes each round to the run folder and to TensorBoard events.
+
+    Args:
+        folder: The run's folder, open for writing.
+        spent: What ledgers say.
+        plan: The run's privacy plan, or None.
+    """
+
+    def __init__(self, folder: RunFolder, *, spent: Spent, plan: PrivacyPlan | None) -> None:
+        self._folder = folder
+        self._spent = spent
+        self._plan = plan
+        self._events: EventWriter | None = None
+        self.epsilon: dict[str, float] = spent(None)
+        self._check_ledgers()
+
+    def round_finished(self, record: RoundRecord) -> None:
+        """Append the round; epsilon is read from the ledgers of those who were asked."""
+        if self._plan is not None:
+            everybody = self._plan.unit == "client"  # one release for all, whoever was asked
+            self.epsilon |= self._spent(None if everybody else record.cohort)
+        row = {**asdict(record), "epsilon": dict(sorted(self.epsilon.items()))}
+        self._folder.append_round(row)
+        self._events = self._events or EventWriter(self._folder.path)  # a run that is refused writes nothing
+        self._events.write_round(row)
+
+    def _check_ledgers(self) -> None:
+        """A resumed run goes on with the ledgers that it wrote: fewer events than before would be epsilon not told."""
+        rows = self._folder.rounds()
+        for name, before in (rows[-1].get("epsilon", {}) if rows else {}).items():
+            if self.epsilon.get(name, 0.0) < (math.inf if before is None else before):
+                raise LedgerError(
+                    f"the ledger of {name} holds less than the run had spent", hint="restore it, or start a new run"
+                )
+
+    def close(self) -> None:
+        """Flush the events."""
+        if self._events is not None:
+            self._events.close()
+
+
+class Observers(Observer):
+    """Tells several observers in turn."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def round_started(self, server_round: int, cohort: list[str]) -> None:
+        """See `Observer`."""
+        for observer in self._observers:
+            observer.round_started(server_round, cohort)
+
+    def reply_received(self, client: str, failure: FailureCode | None) -> None:
+        """See `Observer`."""
+        for observer in self._observers:
+            observer.reply_received(client, failure)
+
+    def round_finished(self, record: RoundRecord) -> None:
+        """See `Observer`."""
+        for observer in self._observers:
+            observer.round_finished(record)
+
+
+def complete_folder(folder: RunFolder, outcome: Outcome, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Write model, result and report; returns the result as it was written: what is not finite is null."""
+    folder.write("model.safetensors", save_arrays(dict(outcome.arrays)))
+    folder.write_result(result)
+    write_report(folder.path)
+    return folder.read_result() or dict(result)
+
+
+def describe_run(
+    config: RunConfig,
+    outcome: Outcome,
+    rounds: Sequence[Mapping[str, Any]],
+    *,
+    schema: DataSchema,
+    model: nn.Module,
+    held_out: Examples | None,
+    clients: Mapping[str, Mapping[str, Any]],
+    privacy: Mapping[str, Any] | None,
+    seconds: float,
+    simulated: bool,
+) -> dict[str, Any]:
+    """The result of a run as JSON values.
+
+    Args:
+        config: The run.
+        outcome: What it ended with.
+        rounds: Its rows.
+        schema: Public facts of its data.
+        model: Its model, with whatever weights.
+        held_out: The coordinator's own examples, or None.
+        clients: What is known of each client.
+        privacy: What `describe_privacy` says, or None.
+        seconds: Wall seconds of the whole run.
+        simulated: Whether all clients were on one machine.
+    """
+    evaluation = outcome.evaluation
+    laps = {name: sum(r["seconds"].get(name, 0.0) for r in rounds) for name in (rounds[0]["seconds"] if rounds else {})}
+    return {
+        "format": 1,
+        "name": config.name,
+        "status": "stopped-early" if outcome.stopped_early else "completed",
+        "rounds": outcome.rounds,
+        "selected_round": outcome.selected_round,
+        "accuracy": evaluation.accuracy if evaluation else None,
+        "loss": evaluation.loss if evaluation else None,
+        "majority_accuracy": None if held_out is None else majority_accuracy(held_out.targets),
+        "evaluation": {
+            "examples": 0 if held_out is None else len(held_out),
+            "released": not (config.private and simulated),  # a simulation's accuracy is of the clients' own examples
+        },
+        "missing": dict(sorted(Counter(reason for r in rounds for reason in r["failures"].values()).items())),
+        "clients": {name: dict(facts) for name, facts in clients.items()},
+        "privacy": None if privacy is None else dict(privacy),
+        "model": {"name": config.model.name, "parameters": parameter_count(model)},
+        "compression": config.transport.compression,
+        "data": {
+            "name": config.data.name,
+            "partition": "pooled" if config.data.pooled else config.data.partition,
+            "class_names": list(schema.class_names),
+        },
+        "seconds": {"total": seconds, **laps},
+        "simulated": simulated,
+        "machine": {"cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()},
+    }
+
+
+def describe_privacy(
+    config: RunConfig,
+    plan: PrivacyPlan,
+    *,
+    epsilon: Mapping[str, float],
+    taken: Mapping[str, int],
+    examples_epsilon: Mapping[str, float],
+    epsilon_is: str,
+    insecure_fixed_noise: bool = False,
+) -> dict[str, Any]:
+    """What was promised, at what price.
+
+    Args:
+        config: The run.
+        plan: Its plan.
+        epsilon: What ledgers say was spent, in the plan's own unit, by client.
+        taken: How many rounds each client's epsilon counts.
+        examples_epsilon: What was spent of each client's examples, where that is known.
+        epsilon_is: What `epsilon` counts, for people.
+        insecure_fixed_noise: Whether the noise protects nobody.
+    """
+    return {
+        "unit": plan.unit,
+        "trust": "nobody" if plan.unit == "example" else "coordinator",
+        "relation": RELATION,
+        "mechanism": plan.mechanism,
+        "target_epsilon": config.privacy.target_epsilon,
+        "target_delta": plan.budget.delta,
+        "order": plan.budget.order,
+        "noise_multiplier": plan.noise_multiplier,
+        "noise_stddev": plan.noise_stddev,
+        "clipping": plan.clipping,
+        "clipping_norm": plan.clipping_norm,
+        "sampling_rate": plan.sampling_rate,
+        "epsilon": dict(epsilon),
+        "epsilon_replace_one": _replace_one(plan, taken),
+        "examples_epsilon": dict(examples_epsilon),
+        "epsilon_is": epsilon_is,
+        "insecure_fixed_noise": insecure_fixed_noise,
+    }
+
+
+def _replace_one(plan: PrivacyPlan, taken: Mapping[str, int]) -> dict[str, float | None]:
+    """The same where neighbours differ by one unit replaced, by privacy loss distributions; null where infinite."""
+    cost = {
+        k: ReplaceOne().epsilon(plan.release(k), delta=plan.budget.delta, unit=plan.unit) for k in set(taken.values())
+    }
+    return {name: cost[k] if math.isfinite(cost[k]) else None for name, k in taken.items()}
