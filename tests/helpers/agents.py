@@ -43,7 +43,7 @@ from tests.helpers.plane import BOUND, Plane
 FEDERATION = "heart-study"
 HOSPITALS = ("cleveland", "hungary")
 RUN_ID = bytes(range(16))
-QUICK = Patience(first_pause=0.01, longest_pause=0.05, elsewhere_seconds=0.0)
+QUICK = Patience(first_pause=0.01, longest_pause=0.05, elsewhere_seconds=60.0)
 PRIVATE = (
     "privacy.unit=example", "privacy.target_epsilon=3", "training.local_steps=1", "privacy.sampling_rate=1.0",
     "privacy.expected_batch_size=240", "training.learning_rate=3",
