@@ -18,7 +18,7 @@ from flwr.clientapp.typing import Mod
 from numpy.typing import NDArray
 from torch import nn
 
-from client.mods import PrivacyResources, clipping_mod, guard_mod, privacy_mod
+from client.mods import PrivacyResources, clipping_mod, compression_mod, guard_mod, privacy_mod
 from client.request import TrainRequest, parse_query, parse_request, read_arrays
 from client.trainer import learning_rate_at, resolve_device, train_plain, train_private, unchanged
 from common.config import RunConfig
@@ -28,6 +28,7 @@ from common.flower import (
     CLIPPING_NORM,
     CONFIG,
     RUN,
+    SCHEMA,
     TRAIN_LOSS,
     WEIGHT,
     prepare_process,
@@ -78,12 +79,13 @@ class LoadedModel:
             raise PeerError(FailureCode.INVALID_REQUEST) from e
 
 
-def make_client_app(resources: Resources, *, mods: Sequence[Mod] = ()) -> ClientApp:
+def make_client_app(resources: Resources, *, outer: Sequence[Mod] = (), mods: Sequence[Mod] = ()) -> ClientApp:
     """The ClientApp of one site, or of all clients of a simulation.
 
     Args:
         resources: Data, models, rules and ledger of this machine.
-        mods: Further mods, between the guard (outermost) and the privacy mod.
+        outer: Mods around every kind of message, just inside the guard (outermost): sealing, admission.
+        mods: Further mods around training, between the compression of the update and the privacy mod.
     """
     prepare_process()
     app = ClientApp()
@@ -99,7 +101,10 @@ def make_client_app(resources: Resources, *, mods: Sequence[Mod] = ()) -> Client
             models[request.digest] = LoadedModel(model, device, unit=config.privacy.unit)
         return models[request.digest]
 
-    @app.train(mods=[guard_mod, *mods, privacy_mod(resources), clipping_mod])
+    def name_of(request: TrainRequest, context: Context) -> str:
+        return resources.data(request, context)[1].name
+
+    @app.train(mods=[guard_mod, *outer, compression_mod(name_of), *mods, privacy_mod(resources), clipping_mod])
     def train(message: Message, context: Context) -> Message:
         request = parse_request(message)
         schema, data = resources.data(request, context)
@@ -112,12 +117,13 @@ def make_client_app(resources: Resources, *, mods: Sequence[Mod] = ()) -> Client
             raise
         return update_reply(message, slot.weights.copy(), metrics)
 
-    @app.query(mods=[guard_mod])
+    @app.query(mods=[guard_mod, *outer])
     def query(message: Message, context: Context) -> Message:
-        """Answer with this client's public name."""
+        """Answer with this client's public name and the public facts of its data, from which the model is built."""
         request = parse_query(message)
-        _, data = resources.data(request, context)
-        return Message(RecordDict({CONFIG: ConfigRecord({CLIENT: data.name})}), reply_to=message)
+        schema, data = resources.data(request, context)
+        told = ConfigRecord({CLIENT: data.name, SCHEMA: schema.to_text()})
+        return Message(RecordDict({CONFIG: told}), reply_to=message)
 
     return app
 

@@ -37,7 +37,10 @@ WhatArgument = Annotated[
 ]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The data set.", show_default=False)]
 StateOption = Annotated[
-    Path, typer.Option("--state", help="A site's state folder, which holds `ledger` and `identity`; or a run's folder.")
+    Path,
+    typer.Option(
+        "--kit", "--state", help="A site's kit; or a folder which holds `ledger` and `identity`; or a run's folder."
+    ),
 ]
 ClientOption = Annotated[str | None, typer.Option("--data", help="One data set of a folder; simulated: one client.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from client.ledgers import IDENTITY, LEDGERS, SiteLedgers
 from common.errors import LedgerError
+from common.kit import KIT
 from common.privacy.accounting.budget import Budget
 from common.privacy.ledger import FileLedger
 from common.privacy.ledger.chain import Record
 from common.privacy.ledger.simulated import STORE, read_store
 from common.privacy.ledger.standing import Standing
+
+STATE = "state"
+"""A kit's folder for what lasts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,8 +78,9 @@ def entry_of(ledger: FileLedger) -> Entry:
 
 
 def _site(state: Path) -> SiteLedgers:
-    """A site's ledgers, to be read or administered; none is opened."""
-    return SiteLedgers(state / LEDGERS, state / IDENTITY, Budget(epsilon=1.0, delta=0.5, order=2))
+    """A site's ledgers, to be read or administered; none is opened. A kit has its state folder inside."""
+    ledgers = (state / STATE if (state / KIT).is_file() else state) / LEDGERS
+    return SiteLedgers(ledgers, state / IDENTITY, Budget(epsilon=1.0, delta=0.5, order=2))
 
 
 def existing(state: Path, name: str) -> FileLedger:

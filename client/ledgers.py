@@ -100,6 +100,14 @@ class SiteLedgers:
             os.close(lock)
         return ledger
 
+    def look(self, name: str, content: Iterable[bytes], *, unit: Protected = "example") -> FileLedger | None:
+        """The ledger of a data set, if it has one; nothing is written.
+
+        Raises:
+            LedgerError: As `open`.
+        """
+        return self._matching(name, self.fingerprint(content), unit) if self.names() else None
+
     def _matching(self, name: str, fingerprint: str, unit: Protected) -> FileLedger | None:
         """The ledger that knows a data set by its name or its content."""
         matching: list[str] = []

@@ -23,8 +23,6 @@ _EXAMPLE_HEAD = """\
 epsilon = {epsilon}
 # Below one over the number of rows: `coterie policy check` compares them here, once; nothing is sent.
 delta = {delta}
-
-[limits]
 """
 
 
@@ -34,17 +32,13 @@ def init(
     epsilon: Annotated[float, typer.Option("--epsilon", help="Ceiling over all runs.")] = 10.0,
     delta: Annotated[float, typer.Option("--delta", help="Delta of the ceiling.")] = 1e-6,
 ) -> None:
-    """Write a policy with every limit and its default."""
-    import tomli_w
+    """Write a policy with every rule and its default."""
+    from client.policy import load_policy
 
-    from client.policy import Limits, load_policy
-
-    lines = [_EXAMPLE_HEAD.format(epsilon=epsilon, delta=delta)]
-    for name, field in Limits.model_fields.items():
-        lines.append(f"# {field.description}\n{tomli_w.dumps({name: field.get_default()})}")
+    text = _example(epsilon, delta)
     try:
         with out.open("x", encoding="utf-8") as file:
-            file.write("".join(lines))
+            file.write(text)
     except FileExistsError as e:
         raise SiteError(f"{out} is there already", hint="choose another name with --out") from e
     except OSError as e:
@@ -94,3 +88,21 @@ def check(
     typer.echo(f"{policy} is valid; budget over all runs: {budget}; units: {', '.join(rules.limits.units) or 'none'}")
     if data is not None:
         typer.echo(f"delta is below one over the {document['units']} rows or entities of {data}")
+
+
+def _example(epsilon: float, delta: float) -> str:
+    """A policy with every rule, its default and what it is for; a rule that is not set stands in a comment."""
+    from textwrap import fill
+
+    import tomli_w
+
+    from client.policy import Policy
+
+    lines = [_EXAMPLE_HEAD.format(epsilon=epsilon, delta=delta)]
+    for table, rules in Policy().tables():
+        lines.append(f"\n[{table}]\n")
+        for name, field in type(rules).model_fields.items():
+            value = getattr(rules, name)
+            line = f"# {name} =\n" if value is None else tomli_w.dumps({name: value}, multiline_strings=False)
+            lines.append(f"{fill(field.description or '', 110, initial_indent='# ', subsequent_indent='# ')}\n{line}")
+    return "".join(lines)

@@ -39,8 +39,11 @@ CLIPPING_NORM = "clipping-norm"
 """Keys of a private request: what the plan was calibrated to; the client counts it again by itself."""
 WITHIN = "within"
 """Metric of a reply under adaptive clipping by client: whether the update lay within the clipping norm."""
-CLIENT = "client"
-"""Key under which a client tells its public name."""
+CLIENT, SCHEMA = "client", "schema"
+"""Keys of a client's answer to a query: its public name, and the public facts of its data as JSON."""
+RUN_HEX, AUTHORIZATION, COHORT = "run-id", "authorization", "cohort"
+"""Keys of every request of a run that an operator submitted: the run's id in hexadecimal, what the operator signed, and
+the cohort's names as a JSON list. Under client-level privacy there is no cohort: who takes part is not told."""
 
 
 def prepare_process() -> None:

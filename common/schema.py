@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
 Kind = Literal["image", "tabular", "tokens"]
+
+_MOST_VALUES, _MOST_CLASSES, _MOST_NAMES, _MOST_LETTERS = 2**24, 2**20, 2**16, 200
+"""Limits on what somebody else may say of their data: a model is built for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +40,51 @@ class DataSchema:
     per_position: bool = False
     class_names: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
+
+    def to_text(self) -> str:
+        """The schema as JSON; equal schemas give equal text."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+
+def read_schema(text: str) -> DataSchema:
+    """What `DataSchema.to_text` wrote, perhaps at another party.
+
+    Raises:
+        ValueError: It is no schema, or one of an absurd size.
+    """
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        shape = tuple(_whole(n, 1, _MOST_VALUES) for n in fields.pop("input_shape"))
+        schema = DataSchema(
+            kind=fields.pop("kind"),
+            input_shape=shape,
+            num_classes=_whole(fields.pop("num_classes"), 1, _MOST_CLASSES),
+            vocabulary_size=_whole(fields.pop("vocabulary_size"), 0, _MOST_CLASSES),
+            per_position=fields.pop("per_position"),
+            class_names=_names(fields.pop("class_names")),
+            feature_names=_names(fields.pop("feature_names")),
+        )
+    except (AttributeError, KeyError, TypeError, RecursionError) as e:
+        raise ValueError("it is not the description of a data set") from e
+    if fields or schema.kind not in get_args(Kind) or not isinstance(schema.per_position, bool):
+        raise ValueError("it is not the description of a data set")
+    if not 1 <= len(shape) <= 3 or math.prod(shape) > _MOST_VALUES:
+        raise ValueError("its examples have an absurd shape")
+    return schema
+
+
+def _whole(value: object, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError("a number in it is out of range")
+    return value
+
+
+def _names(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or len(values) > _MOST_NAMES:
+        raise ValueError("its names are not a list")
+    if not all(isinstance(name, str) and len(name) <= _MOST_LETTERS for name in values):
+        raise ValueError("a name in it is too long")
+    return tuple(values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,10 +24,10 @@ from server.app import make_server_app
 from server.coordinator import Outcome
 from server.grids import SealedGrid
 from server.grids.superlink import SuperLinkGrid
-from server.job import Job
+from server.job import Job, Observer
 from server.planning import check_clients, check_fit, held_out_examples, known_schema, plan_run
 from server.provisioning.denied import DENIED, Denied
-from server.results import RoundKeeper, complete_folder, describe_privacy, describe_run
+from server.results import Observers, RoundKeeper, complete_folder, describe_privacy, describe_run
 from server.roster import ask_schema
 from server.service.ledgers import coordinators_ledger, spent_by_run
 from server.store import RunFolder
@@ -49,19 +49,21 @@ class Order:
         run_id: 32 hexadecimal digits.
         authorization: What was signed; sites read it, too.
         sites: Names of those that take part, sorted.
+        operator: Who signed.
     """
 
     config: RunConfig
     run_id: str
     authorization: str
     sites: tuple[str, ...]
+    operator: str
 
 
 def read_order(kit: Kit, *, text: str, authorization: str) -> Order:
     """Check what came in a bundle.
 
     Raises:
-        RefusedError: No operator whom this kit pins signed exactly this run.
+        RefusedError: No operator whom this kit pins, and does not shut out, signed exactly this run.
         ConfigError: It is no run for real sites.
     """
     config = parse_config(text)
@@ -70,6 +72,7 @@ def read_order(kit: Kit, *, text: str, authorization: str) -> Order:
         raise RefusedError(
             "the operator signed another configuration", hint="settings of a bundle cannot be changed: write a new one"
         )
+    _refuse_denied(kit, signed.operator)
     if config.comparison.enabled or config.simulation.byzantine_clients or config.data.pooled:
         raise ConfigError(
             "the run asks for what only a simulation can do",
@@ -77,7 +80,16 @@ def read_order(kit: Kit, *, text: str, authorization: str) -> Order:
         )
     sites = _sites(config, kit)
     check_clients(config, len(sites))
-    return Order(config=config, run_id=signed.run_id, authorization=authorization, sites=sites)
+    return Order(
+        config=config, run_id=signed.run_id, authorization=authorization, sites=sites, operator=signed.operator
+    )
+
+
+def _refuse_denied(kit: Kit, operator: str) -> None:
+    if Denied(kit.folder / DENIED).refuses_name(operator):
+        raise RefusedError(
+            f"operator denied: {operator} is on the deny list", hint="another operator can write a bundle for the run"
+        )
 
 
 def _sites(config: RunConfig, kit: Kit) -> tuple[str, ...]:
@@ -102,6 +114,7 @@ def carry_out(order: Order, kit: Kit, grid: Grid, context: Context) -> None:
 
     Raises:
         RunError: It has ended already, another process does it, or no site sent anything.
+        RefusedError: The operator who signed it was shut out meanwhile.
         CoterieError: It is not possible.
     """
     begin, path = perf_counter(), kit.state / RUNS / order.run_id
@@ -121,7 +134,7 @@ def carry_out(order: Order, kit: Kit, grid: Grid, context: Context) -> None:
             config_digest=bytes.fromhex(order.config.digest()),
         )
         prepared = _prepare(order, kit, sealed)
-        outcome = _train(order, prepared, sealed, folder, context)
+        outcome = _train(order, prepared, sealed, folder, context, kit=kit)
         result = _describe(order, prepared, folder, outcome, seconds=perf_counter() - begin)
         complete_folder(folder, outcome, result)
     log.info("run_ended", run=order.run_id, folder=str(path))
@@ -162,7 +175,21 @@ def _held_out(config: RunConfig, site: Site) -> Examples | None:
         return None
 
 
-def _train(order: Order, prepared: _Prepared, sealed: Grid, folder: RunFolder, context: Context) -> Outcome:
+class _OperatorCheck(Observer):
+    """Ends a run before its next round once its operator is shut out."""
+
+    def __init__(self, kit: Kit, operator: str) -> None:
+        self._kit, self._operator = kit, operator
+
+    def round_started(self, server_round: int, cohort: list[str]) -> None:
+        """See `Observer`."""
+        del server_round, cohort
+        _refuse_denied(self._kit, self._operator)
+
+
+def _train(
+    order: Order, prepared: _Prepared, sealed: Grid, folder: RunFolder, context: Context, *, kit: Kit
+) -> Outcome:
     """All rounds that are still to be done, by the same ServerApp as under any other engine."""
     keeper = RoundKeeper(folder, spent=lambda _: _spent(order, prepared), plan=prepared.plan)
     job = Job(
@@ -171,7 +198,7 @@ def _train(order: Order, prepared: _Prepared, sealed: Grid, folder: RunFolder, c
         held_out=prepared.held_out,
         plan=prepared.plan,
         folder=folder,
-        observer=keeper,
+        observer=Observers([_OperatorCheck(kit, order.operator), keeper]),
         ledger=prepared.ledger,
         run_id=order.run_id,
         authorization=order.authorization,

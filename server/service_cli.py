@@ -217,7 +217,7 @@ def _log_to_stderr() -> None:
         structlog.processors.JSONRenderer(),
     ]
     if sys.stderr.isatty():
-        shown[3:] = [structlog.dev.ConsoleRenderer()]
+        shown[3:] = [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     structlog.configure(
         processors=shown,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -15,6 +15,7 @@ from common.errors import ConfigError
 
 if TYPE_CHECKING:
     from client.policy import Policy
+    from common.privacy import PrivacyPlan
 
 app = typer.Typer(
     name="privacy", help="What differential privacy costs.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -59,9 +60,7 @@ def plan(  # noqa: PLR0917 - typer reads options from the signature
         raise ConfigError("the run is not private", hint="set privacy.unit")
     document = describe_plan(prepared.plan, config, clients=clients)
     if rules is not None:
-        document["policy"] = _verdict(
-            rules, config, [prepared.plan.event(r + 1) for r in range(prepared.plan.participations)]
-        )
+        document["policy"] = _verdict(rules, config, prepared.plan)
     if what_if:
         document["what_if"] = other_plans(prepared.plan, config, clients=clients)
     if as_json:
@@ -70,18 +69,19 @@ def plan(  # noqa: PLR0917 - typer reads options from the signature
         _show(document, Console())
 
 
-def _verdict(policy: Policy, config: Any, events: list[Any]) -> dict[str, Any]:
+def _verdict(policy: Policy, config: Any, plan: PrivacyPlan) -> dict[str, Any]:
     """Whether a site with this policy and an empty ledger takes part, and what is left then."""
     from common.errors import PeerError
     from common.privacy import spent
 
     try:
         policy.check(config)
+        policy.check_plan(plan)
         refused = False
     except PeerError:
         refused = True
     budget = policy.opened_budget()
-    cost = spent(events, budget=budget)
+    cost = spent([plan.event(r + 1) for r in range(plan.participations)], budget=budget)
     joins = not refused and cost <= budget.epsilon
     return {"joins": joins, "within_limits": not refused, "epsilon": cost, "budget_epsilon": budget.epsilon,
             "budget_delta": budget.delta, "order": budget.order}  # fmt: skip

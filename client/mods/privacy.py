@@ -43,8 +43,10 @@ def privacy_mod(resources: PrivacyResources) -> Mod:
         resources.policy.check(request.config)
         if request.config.private:  # only now the plan, which takes work
             request = parse_request(message)
+        if request.plan is not None:
+            resources.policy.check_plan(request.plan)
         ledger = resources.ledger(request, context)
-        spool = resources.spool(request, context) if request.plan is not None else None
+        spool = resources.spool(request, context)
         release = _release(message, request) if spool is not None else None
         if spool is not None and release is not None and (stored := spool.load(release)) is not None:
             return Message(decode_records(stored), reply_to=message)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
@@ -154,6 +155,15 @@ class CohortSettings(Settings):
         description="A client that has not answered by then failed; 0 waits for ever.",
         json_schema_extra={"unit": "seconds"},
     )
+    over_sampling: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Share of clients asked beyond size, so that stragglers need not be waited for: a round on "
+        "separate machines ends with the first `size` updates. All who were asked pay for the round.",
+    )
+
+    def asked(self) -> int:
+        """How many clients are asked each round: `size` and those beyond it; 0 asks all."""
+        return math.ceil(round(self.size * (1 + self.over_sampling), 6))  # 10 and a tenth of 10 are 11, also in floats
 
     def expected_size(self, clients: int) -> float:
         """How many of `clients` a cohort has on average: a public constant, by which a noised sum can be divided.
@@ -165,6 +175,20 @@ class CohortSettings(Settings):
         return (
             clients / (clients // self.size) if self.sampling == "cyclic" and clients >= self.size else float(self.size)
         )
+
+
+class TransportSettings(Settings):
+    """How updates travel."""
+
+    compression: Literal["none", "bf16", "int8", "top-k"] = Field(
+        "none",
+        description="How an update is shortened before it is sealed: not at all, to 16 or 8 bits a value (int8 rounds "
+        "stochastically, with one scale a tensor), or to its largest values (top-k; what was left out is added to the "
+        "next round's update).",
+    )
+    top_k_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.01, description="top-k: share of each tensor's values that is sent."
+    )
 
 
 class EvaluationSettings(Settings):
@@ -266,6 +290,7 @@ class RunConfig(Settings):
     training: TrainingSettings = TrainingSettings()
     strategy: StrategySettings = StrategySettings()
     cohort: CohortSettings = CohortSettings()
+    transport: TransportSettings = TransportSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     privacy: PrivacySettings = PrivacySettings()
     seeds: SeedSettings = SeedSettings()
@@ -306,6 +331,10 @@ class RunConfig(Settings):
         yield t.momentum > 0 and t.optimizer != "sgd", "training.momentum", "belongs to optimizer = 'sgd'", "remove it"
         yield e.patience > 0 and not e.every, "evaluation.patience", "needs evaluation.every >= 1", "set it to 1"
         yield 0 < c.size < c.min_survivors, "cohort.min_survivors", "is more than cohort.size", "lower it"
+        yield (
+            c.over_sampling > 0 and not c.size,
+            "cohort.over_sampling", "needs cohort.size: who asks all has nobody left to ask", "set cohort.size",
+        )  # fmt: skip
 
     def _privacy_rules(self) -> Iterator[Rule]:
         p = self.privacy
@@ -340,6 +369,15 @@ class RunConfig(Settings):
             client and self.cohort.min_survivors > 1,
             "cohort.min_survivors", "would tell without noise how many answered, if privacy.unit = 'client'",
             "set it to 1: every round is used",
+        )  # fmt: skip
+        yield (
+            client and self.cohort.over_sampling > 0,
+            "cohort.over_sampling", "would let those who answer first decide, if privacy.unit = 'client'",
+            "set it to 0: noise is made for everybody who is asked",
+        )  # fmt: skip
+        yield (
+            self.cohort.sampling == "poisson" and self.cohort.over_sampling > 0,
+            "cohort.over_sampling", "is for cohorts of a fixed size", "use uniform, balanced or cyclic",
         )  # fmt: skip
         yield (
             client and p.clipping == "per-layer",

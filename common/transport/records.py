@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,9 @@ from common.flower import from_record, to_record
 
 _LENGTH = struct.Struct("<I")
 _ALIGNMENT = 64
-MAX_HEADER_BYTES = 1 << 24
+MAX_HEADER_BYTES = 1 << 20
+"""Of thousands of arrays: what a peer sends must not take long to read."""
+_MOST_DIMENSIONS = 32
 _DTYPES = frozenset(
     {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool"}
 )
@@ -49,9 +52,7 @@ def encode_records(records: RecordDict) -> list[Buffer]:
         else:
             header.append([name, "config", {key: _pack(value) for key, value in record.items()}])
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (
-        -(_LENGTH.size + len(text)) % _ALIGNMENT
-    )  # JSON ends in spaces: arrays begin where memory is aligned
+    text += b" " * (-(_LENGTH.size + len(text)) % _ALIGNMENT)  # arrays begin where memory is aligned
     return [_LENGTH.pack(len(text)), text, *bodies]
 
 
@@ -117,11 +118,9 @@ def _integer(text: str) -> int:
 
 
 def _view(view: memoryview, offset: int, dtype: str, shape: Sequence[int]) -> tuple[Any, int]:
-    if dtype not in _DTYPES or not all(isinstance(n, int) and n >= 0 for n in shape):
+    if dtype not in _DTYPES or len(shape) > _MOST_DIMENSIONS or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise ValueError(dtype)
-    count = 1
-    for n in shape:
-        count *= n
+    count = math.prod(shape)
     end = offset + count * np.dtype(dtype).itemsize
     if end > len(view):
         raise ValueError(end)

@@ -113,6 +113,8 @@ class Guard:
             if identity.role == "site" and not self._admission.expired(identity):
                 self._hub.give_up(identity.name)
             self._hub.note("denied", identity.name, detail=f"{identity.serial:x}")
+        if self._reviewed not in {None, state}:
+            self._hub.note("list-changed", "")
         self._reviewed, self._next_review = state, now + _REVIEW_SECONDS
 
     def close_all(self, refusal: Refusal) -> None:

@@ -83,6 +83,7 @@ Kind = Literal[
     "late",
     "refused",
     "renewed",
+    "list-changed",
     "enrolled",
     "denied",
 ]

@@ -42,6 +42,10 @@ class Denied:
         entries = self.entries()
         return entries is None or name in entries
 
+    def names(self, name: str) -> bool:
+        """Whether the list can be read and has a party's name: for what cannot be taken back, such as ending a run."""
+        return name in (self.entries() or ())
+
     def entries(self) -> frozenset[str] | None:
         """All entries, serials as `serial:HEX`; None where the file cannot be read."""
         with self._lock:
@@ -56,7 +60,7 @@ class Denied:
             now = (facts.st_mtime_ns, facts.st_ino, facts.st_size)
             if now != self._seen:
                 try:
-                    self._entries = _entries(self._path.read_text(encoding="utf-8"))
+                    self._entries = _entries(self._path.read_text(encoding="utf-8-sig"))
                     self._seen = now
                 except (OSError, UnicodeDecodeError):
                     self._seen, self._entries = None, None
@@ -114,7 +118,7 @@ def _text(path: Path) -> str:
     if not path.exists():
         return EMPTY
     try:
-        return read(path).decode()
+        return read(path).decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise KitError(f"{path} is not text; until it is mended everybody is refused", hint="edit it by hand") from e
 

@@ -179,8 +179,9 @@ def _make_kits(out: Path, registry: Registry, keys: dict[str, PartyKeys], pins: 
         _make_kit(out / name, registry, key, pins)
         done.append(out / name)
     if (out / COORDINATOR / KIT).is_file():
+        issued = registry.newest()
         for name in keys:
-            record(out / COORDINATOR, registry.newest()[name])
+            record(out / COORDINATOR, issued[name])
 
 
 def _make_kit(folder: Path, registry: Registry, keys: PartyKeys, pins: Pins) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 
@@ -18,18 +18,25 @@ from server.service.board import ASKED, RECEIVED, Board
 
 log = structlog.get_logger()
 
-Reason = Literal["", "operator", "service"]
+Reason = Literal["", "operator", "denied", "service"]
+_FINAL: Final[frozenset[Reason]] = frozenset({"operator", "denied"})
+"""Reasons that outlast a restart."""
 
 
 class StoppedError(Exception):
-    """The run shall not go on: its operator ended it, or the service ends."""
+    """The run shall not go on: its operator ended it or is shut out, or the service ends."""
 
 
 class Stop:
-    """Tells one run to end. `check` is called wherever nothing is half done, and while a run waits for sites."""
+    """Tells one run to end. `check` is called wherever nothing is half done, and while a run waits for sites.
 
-    def __init__(self) -> None:
+    Args:
+        denied: Whether the run's operator is shut out by now.
+    """
+
+    def __init__(self, denied: Callable[[], bool] = lambda: False) -> None:
         self._reason: Reason = ""
+        self._denied = denied
 
     @property
     def reason(self) -> Reason:
@@ -38,15 +45,17 @@ class Stop:
 
     def request(self, reason: Reason) -> None:
         """End the run soon. What an operator asks for counts more: it outlasts a restart."""
-        if self._reason != "operator":
+        if self._reason not in _FINAL:
             self._reason = reason
 
     def check(self) -> None:
-        """Go on, unless somebody asked to stop.
+        """Go on, unless somebody asked to stop, or the run's operator was shut out.
 
         Raises:
-            StoppedError: Somebody did.
+            StoppedError: So it is.
         """
+        if not self._reason and self._denied():
+            self._reason = "denied"
         if self._reason:
             raise StoppedError
 

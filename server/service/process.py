@@ -23,6 +23,7 @@ from server.plane.hub import Hub
 from server.plane.limits import Limits
 from server.plane.orders import Event, Kind
 from server.plane.server import PlaneServer
+from server.provisioning.denied import DENIED, Denied
 from server.service.audit import AUDIT, SECURED, AuditLog, Line
 from server.service.board import Board
 from server.service.desk import Desk
@@ -103,6 +104,7 @@ class Service:
             attached=lambda: frozenset(self._hub.attached()),
             audit=self._audit,
             board=self._board,
+            denied=Denied(kit.folder / DENIED).names,
         )
         shutil.rmtree(self._folder / RESULTS, ignore_errors=True)  # copies of what the runs' folders hold
         results = SealedResults(self._folder / RESULTS, kit.keys)
@@ -169,7 +171,7 @@ class Service:
         name = _AUDITED.get(event.kind)
         if name is not None:
             self._audit.record(name, party=event.party, detail=event.detail)
-        if event.kind in {"attached", "detached"}:
+        if event.kind in {"attached", "detached", "list-changed"}:
             self._scheduler.wake()
         if event.kind in {"attached", "detached", "order-sent"}:
             self._board.touch()

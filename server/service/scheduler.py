@@ -12,7 +12,7 @@ from typing import Final
 
 import structlog
 
-from common.errors import CoterieError
+from common.errors import CoterieError, RefusedError, RunError
 from server.service.audit import AuditLog
 from server.service.board import Board
 from server.service.orders import Stop, StoppedError
@@ -49,12 +49,14 @@ class Scheduler:
     """Carries out what is in the queue.
 
     Guarantee: no site is in two runs at once; of two runs that share a site the earlier one is first. What was running
-    when a former process ended is gone on with before anything that shares a site with it.
+    when a former process ended is gone on with before anything that shares a site with it. A site that is shut out is
+    waited for by nobody; a run whose operator is shut out, or all of whose sites are, ends.
 
     Args:
         state: The queue.
         carry_out: Does one run, in a thread of its own.
         attached: Names of the sites that are there now.
+        denied: Whether a site or an operator is shut out under its name.
         audit, board: Told of what becomes of runs.
     """
 
@@ -66,10 +68,11 @@ class Scheduler:
         attached: Callable[[], frozenset[str]],
         audit: AuditLog,
         board: Board,
+        denied: Callable[[str], bool] = lambda _: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state, self._carry_out, self._attached = state, carry_out, attached
-        self._audit, self._board, self._clock = audit, board, clock
+        self._audit, self._board, self._denied, self._clock = audit, board, denied, clock
         self._changed = threading.Condition()
         self._dirty = True
         self._ending = False
@@ -110,9 +113,10 @@ class Scheduler:
     def waiting(self, run: Run) -> Waiting:
         """Why a run has not started."""
         attached = self._attached()
-        before = [r for r in self._open() if r.position < run.position and set(r.sites) & set(run.sites)]
+        needed = self._needed(run)
+        before = [r for r in self._open() if r.position < run.position and self._needed(r) & needed]
         return Waiting(
-            sites=tuple(site for site in run.sites if site not in attached), runs=tuple(r.run_id for r in before)
+            sites=tuple(site for site in run.sites if site in needed - attached), runs=tuple(r.run_id for r in before)
         )
 
     def close(self, timeout: float = 30.0) -> None:
@@ -131,6 +135,10 @@ class Scheduler:
 
     def _open(self) -> list[Run]:
         return [run for run in self._state.runs() if run.status not in ENDED]
+
+    def _needed(self, run: Run) -> frozenset[str]:
+        """The sites of a run that anything can be expected of."""
+        return frozenset(site for site in run.sites if not self._denied(site))
 
     def _loop(self) -> None:
         while True:
@@ -156,19 +164,31 @@ class Scheduler:
         attached = self._attached()
         taken: set[str] = set()
         for run in self._open():
-            if run.status == "stopping" and run.run_id not in self._running:
-                self._end(run, "stopped", None)
+            needed = self._needed(run)
+            if run.run_id not in self._running and self._ended(run, needed):
                 continue
-            free = not taken & set(run.sites)
-            taken |= set(run.sites)  # also of one that still waits: later runs do not overtake it
-            if free and run.run_id not in self._running and self._may_start(run, attached):
+            free = not taken & needed
+            taken |= needed  # also of one that still waits: later runs do not overtake it
+            if free and run.run_id not in self._running and self._may_start(run, needed, attached):
                 self._start(run)
 
-    def _may_start(self, run: Run, attached: frozenset[str]) -> bool:
+    def _ended(self, run: Run, needed: frozenset[str]) -> bool:
+        """End a run that nobody works on and that must not start; whether it was such."""
+        if run.status == "stopping":
+            self._end(run, "stopped", None)
+        elif self._denied(run.operator):
+            self._end(run, "stopped", _operator_denied(run))
+        elif not needed:
+            self._end(run, "failed", RunError("all of its sites are on the deny list", hint="submit it for others"))
+        else:
+            return False
+        return True
+
+    def _may_start(self, run: Run, needed: frozenset[str], attached: frozenset[str]) -> bool:
         now = self._clock()
         if now < self._not_before.get(run.run_id, 0.0):
             return False
-        if attached.issuperset(run.sites):
+        if attached >= needed:
             return True
         return run.status == "running" and now >= self._began + RESUME_SECONDS
 
@@ -177,7 +197,7 @@ class Scheduler:
             if self._ending:
                 return
             begun = self._state.begin(run.run_id)
-            stop = Stop()
+            stop = Stop(lambda: self._denied(run.operator))
             thread = threading.Thread(target=self._work, args=(begun, stop), name=f"run {run.run_id[:8]}", daemon=True)
             self._running[run.run_id] = _Running(run=begun, stop=stop, thread=thread)
         thread.start()
@@ -189,6 +209,8 @@ class Scheduler:
         except StoppedError:
             if stop.reason == "operator":
                 self._end(run, "stopped", None)
+            elif stop.reason == "denied":
+                self._end(run, "stopped", _operator_denied(run))
             else:
                 self._audit.record("run-stopped", run=run.run_id, attempt=run.attempt)
         except Exception as e:  # noqa: BLE001 - whatever it is, it ends this run only
@@ -223,3 +245,9 @@ class Scheduler:
             self._not_before[run.run_id] = self._clock() + RETRY_SECONDS
             return
         self._board.forget(run.run_id)
+
+
+def _operator_denied(run: Run) -> RefusedError:
+    return RefusedError(
+        f"operator denied: {run.operator} is on the deny list", hint="another operator can submit the run anew"
+    )

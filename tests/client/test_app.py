@@ -14,6 +14,7 @@ from common.errors import FailureCode
 from common.flower import ARRAYS, CONFIG, METRICS, WEIGHT, arrays_of, config_of, failure_of, metrics_of
 from common.models.weights import ModelWeights
 from common.privacy import SampledGaussian
+from common.schema import read_schema
 from common.transport.records import encode_records
 from tests.client.conftest import PRIVATE, initial, plan_of, run, train_message
 
@@ -341,14 +342,19 @@ class TestQuery:
     """A coordinator may ask who is there."""
 
     @pytest.mark.parametrize("overrides", [(), PRIVATE], ids=["plain", "private"])
-    def test_it_answers_its_public_name_and_nothing_else(self, client, overrides):
-        """Before there is a plan, so without noise; and nothing is written in the ledger."""
+    def test_it_answers_what_is_public_and_nothing_else(self, client, overrides):
+        """Its name, and how a model for its data looks. Before there is a plan, so without noise; and nothing is
+        written in the ledger.
+        """
         message = train_message(run(*overrides), kind="query", noise_multiplier=None, participations=None)
         del message.content[ARRAYS]
         one = client()
         reply = one.answer(message)
         assert set(reply.content) == {CONFIG}
-        assert dict(config_of(reply.content)) == {"client": "ward-7"}
+        told = dict(config_of(reply.content))
+        schema = read_schema(told.pop("schema"))
+        assert told == {"client": "ward-7"}
+        assert (schema.kind, schema.input_shape, schema.num_classes) == ("tabular", (64,), 10)
         assert not one.ledger_path.exists()
 
     def test_a_query_about_nothing_is_refused(self, client):

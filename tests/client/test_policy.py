@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.policy import PERMISSIVE, Policy, load_policy
+from client.policy import PERMISSIVE, Policy, load_policy, released_metrics
 from common.errors import FailureCode, PeerError, PrivacyError, SiteError
-from tests.client.conftest import PRIVATE, run
+from tests.client.conftest import PRIVATE, plan_of, run
 
 BY_CLIENT = ("privacy.unit=client", "privacy.target_epsilon=8")
 
@@ -48,6 +48,79 @@ def test_by_default_a_site_joins_private_runs_only():
 def test_a_run_beyond_a_limit_is_refused(fields, overrides):
     """Each limit by itself."""
     assert not joins(limits(**fields), *PRIVATE, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("tables", "overrides"),
+    [
+        ({"allow": {"models": ["lstm"]}}, ()),
+        ({"allow": {"compression": ["none"]}}, ("transport.compression=top-k",)),
+        ({"privacy": {"require_secure_aggregation": True}}, ()),
+    ],
+    ids=str,
+)
+def test_a_run_outside_of_what_is_allowed_is_refused(tables, overrides):
+    """Models, ways of compression; and secure aggregation, which no run has yet."""
+    assert not joins(Policy.model_validate(tables), *PRIVATE, *overrides)
+    assert joins(Policy(), *PRIVATE, *overrides)
+
+
+def test_listed_models_are_joined():
+    """By their registered names."""
+    assert joins(Policy.model_validate({"allow": {"models": ["linear"]}}), *PRIVATE)
+
+
+class TestPlan:
+    """What is known once the noise was calibrated."""
+
+    @staticmethod
+    def kept(overrides=(), **wanted) -> bool:
+        policy = Policy.model_validate({"privacy": wanted})
+        try:
+            policy.check_plan(plan_of(run(*PRIVATE, *overrides)))
+        except PeerError as e:
+            return e.failure is not FailureCode.POLICY_REFUSED
+        return True
+
+    def test_less_noise_than_the_site_wants_is_refused(self):
+        """Whether it was given or calibrated."""
+        noise = plan_of(run(*PRIVATE)).noise_multiplier
+        assert self.kept(least_noise_multiplier=noise)
+        assert not self.kept(least_noise_multiplier=noise * 1.01)
+
+    def test_more_epsilon_than_the_site_wants_is_refused(self):
+        """Also where the run names its noise instead."""
+        given = ("privacy.target_epsilon=", "privacy.noise_multiplier=1.0")
+        assert self.kept(largest_epsilon=8.0)
+        assert not self.kept(largest_epsilon=7.9)
+        assert not self.kept(given, largest_epsilon=1.0)
+
+    def test_by_default_the_budget_alone_decides(self):
+        """A run of any epsilon that fits it."""
+        assert self.kept(("privacy.target_epsilon=1000",))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "metrics"),
+    [
+        ((), ("train_loss", "num-examples")),
+        (("strategy.weighting=equal",), ("train_loss",)),
+        (PRIVATE, ()),
+        (BY_CLIENT, ()),
+        ((*BY_CLIENT, "privacy.clipping=adaptive"), ("within",)),
+    ],
+    ids=str,
+)
+def test_what_a_run_s_replies_tell_follows_from_its_configuration(overrides, metrics):
+    """So that a site can decide before anything is trained."""
+    assert released_metrics(run(*overrides)) == metrics
+
+
+def test_by_default_no_count_leaves():
+    """A site that joins runs without privacy has to list it."""
+    policy = limits(units=["none"])
+    assert not joins(policy)
+    assert joins(policy, "strategy.weighting=equal")
 
 
 def test_a_run_at_the_limits_is_joined():
@@ -92,6 +165,16 @@ def test_without_a_budget_nothing_private_is_trained():
         "[limits]\nunits = ['row']\n",
         "[limits]\nlargest_delta = 2\n",
         "[limits]\nlargest_epsilon = 2\n",
+        "[limits]\nhours = '20:00'\n",
+        "[limits]\nhours = '20:00-20:00'\n",
+        "[limits]\nhours = '25:00-06:00'\n",
+        "[limits]\nhours = 'noon-night'\n",
+        "[limits]\nsmallest_cohort = 0\n",
+        "[coordinator]\nkey = 'abc'\n",
+        "[operators]\nallowed = ['../alice']\n",
+        "[allow]\nmetrics = ['accuracy']\n",
+        "[allow]\ndata = ['python:evil.py:load']\n",
+        "[privacy]\nlargest_epsilon = inf\n",
         "epsilon = 1\n",
         "[budget",
     ],

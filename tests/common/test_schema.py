@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from common.schema import Examples
+from common.schema import DataSchema, Examples, read_schema
 
 OWNERS = torch.tensor([7, 7, 3, 0])
 
@@ -68,3 +72,57 @@ class TestJoined:
         found = Examples.joined([nothing, examples(entities=OWNERS), nothing])
         assert torch.equal(found.entities, OWNERS)
         assert Examples.joined([nothing, nothing]).inputs.shape == (0, 2)
+
+
+NAMES = st.lists(st.text(max_size=20), max_size=5).map(tuple)
+SCHEMAS = st.builds(
+    DataSchema,
+    kind=st.sampled_from(["image", "tabular", "tokens"]),
+    input_shape=st.lists(st.integers(1, 64), min_size=1, max_size=3).map(tuple),
+    num_classes=st.integers(1, 1000),
+    vocabulary_size=st.integers(0, 1000),
+    per_position=st.booleans(),
+    class_names=NAMES,
+    feature_names=NAMES,
+)
+
+
+class TestTravelling:
+    """What a site says of its data, to a coordinator that does not know it."""
+
+    @given(SCHEMAS)
+    def test_a_schema_comes_back_as_it_went(self, schema: DataSchema) -> None:
+        """Equal schemas give equal text, and the text gives the schema."""
+        assert read_schema(schema.to_text()) == schema
+
+    @given(st.text() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
+    def test_no_text_does_more_than_be_refused(self, text: str) -> None:
+        """A site may send anything."""
+        with pytest.raises(ValueError):  # noqa: PT011 - any of them: the text is a site's own
+            read_schema(text)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"num_classes": 10**12},
+            {"num_classes": 0},
+            {"num_classes": True},
+            {"num_classes": 2.0},
+            {"vocabulary_size": 10**9},
+            {"input_shape": []},
+            {"input_shape": [4096, 4096, 4096]},
+            {"input_shape": [1, 2, 3, 4]},
+            {"input_shape": [-1]},
+            {"kind": "python:evil.py"},
+            {"per_position": 1},
+            {"class_names": ["x" * 201]},
+            {"class_names": "ab"},
+            {"class_names": [1]},
+            {"unknown": 1},
+        ],
+    )
+    def test_what_would_cost_memory_or_means_nothing_is_refused(self, change: dict[str, object]) -> None:
+        """The coordinator builds a model for what is said here."""
+        sound = DataSchema(kind="tabular", input_shape=(3,), num_classes=2)
+        with pytest.raises(ValueError, match="it"):
+            read_schema(json.dumps({**json.loads(sound.to_text()), **change}))

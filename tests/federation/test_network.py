@@ -68,9 +68,7 @@ def test_a_link_that_is_cut_for_a_minute_costs_time_and_nothing_else(
     port, kits = free_port(), tmp_path / "kits"
     with hosts(["coordinator", *SITES, OPERATOR]) as network, ExitStack() as stack:
         if not network["coordinator"].prefix:
-            record_property(
-                "note", "no network namespaces: one host, a stopped process for a cut link"
-            )
+            record_property("note", "no network namespaces: one host, a stopped process for a cut link")
         address = network["coordinator"].address
         federation = Federation.model_validate(
             {

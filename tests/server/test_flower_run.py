@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from common.kit import Kit, load_kit
 from common.transport.sealed import read_sealed
 from server.flower_cli import WARNING, app
 from server.flower_run import Order, carry_out, read_order
+from server.provisioning.denied import deny
 from server.store import RunFolder
 from simulations.inline import FIRST_NODE, InlineGrid
 from simulations.run import execute, prepare
@@ -35,12 +36,14 @@ class Sites:
         self.kits = kits
         self.passed: list[Message] = []
         self.answers_left = 1_000
+        self.before_answer: Callable[[], object] = lambda: None
 
     def answer(self, messages: Sequence[Message], *, timeout: float | None) -> Iterator[Message]:
         for message in messages:
             if not self.answers_left:
                 raise KeyboardInterrupt
             self.answers_left -= 1
+            self.before_answer()
             node = message.metadata.dst_node_id
             settings = {"kit": str(self.kits / HOSPITALS[node - FIRST_NODE])}
             context = Context(run_id=1, node_id=node, node_config=settings, state=RecordDict(), run_config={})
@@ -109,6 +112,23 @@ class TestRun:
         assert len(sites.passed) - before == 2 * len(HOSPITALS)
         expected = execute(prepare(order.config, folder=tmp_path / "simulated")).arrays
         assert as_bytes(load_file(folder.path / "model.safetensors")) == as_bytes(dict(sorted(expected.items())))
+
+    def test_a_denied_operators_bundle_starts_nothing(self, bundle: Path, server: Kit) -> None:
+        """However good the signature is."""
+        deny(server.folder, OPERATOR)
+        text, authorization = read_settings(settings_of(bundle))
+        with pytest.raises(RefusedError, match="operator denied"):
+            read_order(server, text=text, authorization=authorization)
+
+    def test_a_run_ends_before_the_next_round_once_its_operator_is_denied(
+        self, order: Order, server: Kit, kits: Path
+    ) -> None:
+        """The sites are not asked for another round."""
+        sites = Sites(kits)
+        sites.before_answer = lambda: deny(server.folder, OPERATOR)
+        with pytest.raises(RefusedError, match="operator denied"):
+            carry(order, server, sites)
+        assert len(sites.passed) == 2 * len(HOSPITALS)
 
     def test_ended_run_starts_nothing(self, order: Order, server: Kit, kits: Path) -> None:
         """An authorization is for one run: the bundle started once more asks nobody."""

@@ -23,12 +23,12 @@ def figures(*, quick: bool) -> dict[str, float]:
             **sealing.figures(pairs=3 if quick else 9),
             **bulk.figures(kits / "server", kits / bulk.SITE, size=256 * MIB, pairs=2 if quick else 7),
             **rounds.figures(kits, quick=quick),
-            **idle.figures(Path(temporary) / "many", make_kits, quick=quick),
+            **idle.figures(Path(temporary) / "crowd", kits, quick=quick),
         }
 
 
 def make_kits(folder: Path, sites: int) -> Path:
-    """Kits of a federation with so many sites, named `site-000` and so on."""
+    """Kits of a federation with so many sites, named `site-000` and so on; each pins all the others."""
     names = {f"site-{i:03d}": PartyTable() for i in range(sites)}
     federation = Federation(name="benchmark", server="127.0.0.1:8443", sites=names)
     provision(federation, folder / "kits")

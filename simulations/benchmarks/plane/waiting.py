@@ -108,7 +108,7 @@ async def main() -> None:
     attached = asyncio.Semaphore(0)
     tasks = []
     for i in range(first, end):
-        kit = load_kit(kits / f"site-{i:03d}", role="site")
+        kit = load_kit(kits / f"crowd-{i:04d}", role="site")
         tasks.append(asyncio.create_task(serve(address, kit, attached)))
         await asyncio.sleep(0)
     for _ in tasks:

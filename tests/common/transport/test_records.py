@@ -210,6 +210,13 @@ class TestDamage:
         finally:
             tracemalloc.stop()
 
+    @pytest.mark.parametrize("dimension", [0, 1, 2**62])
+    def test_a_shape_of_very_many_dimensions_is_not_multiplied_out(self, dimension):
+        """Its product would be a number of millions of digits, which takes minutes; no array has more than 32."""
+        data = with_header([["a", "arrays", [["x", "uint8", [dimension] * 33]]]], b"\x00")
+        with pytest.raises(RefusedError):
+            decode_records(data)
+
     def test_a_header_beyond_its_limit_is_not_read(self):
         """Its length alone refuses it."""
         length = MAX_HEADER_BYTES + 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +35,7 @@ from server.grids.plane import FIRST_NODE, PlaneGrid
 from server.grids.sealed import SealedGrid
 from simulations import inline
 from tests.helpers.plane import BOUND, SITES, Agent, Plane, cut, kit, make_kits, refused, running_plane
+from tests.helpers.streaming import Streaming, read_now
 
 RUN_ID, CONFIGURATION = b"r" * 16, '{"a": 1}'
 NODES = {name: FIRST_NODE + place for place, name in enumerate(SITES)}
@@ -73,34 +73,6 @@ def sealed_for(plane: Plane, *names: str, plain: bytes = b"model", run_id: bytes
         Message(sealed_content(sealed.envelope_for(coordinator.sites[name]), blob), NODES[name], "train")
         for name in names
     ]
-
-
-class Streaming:
-    """A stream that is pulled in a thread, so that a test can see what comes when."""
-
-    def __init__(self, replies: Iterator[Message]) -> None:
-        self.heard: queue.SimpleQueue[Message | BaseException | None] = queue.SimpleQueue()
-        self._replies = replies
-        self.thread = threading.Thread(target=self._pull, daemon=True)
-        self.thread.start()
-
-    def _pull(self) -> None:
-        try:
-            for reply in self._replies:
-                self.heard.put(reply if reply.has_error() else read_now(reply))
-            self.heard.put(None)
-        except Exception as e:  # noqa: BLE001 - the test looks at it
-            self.heard.put(e)
-
-    def next(self) -> Any:
-        return self.heard.get(timeout=BOUND)
-
-
-def read_now(reply: Message) -> Any:
-    """Site's node, envelope and bytes of a sealed reply: its file is gone when the next one is asked for."""
-    envelope, blob = read_sealed(reply.content)
-    with blob.open() as file:
-        return reply.metadata.src_node_id, envelope, file.read()
 
 
 def send(agent: Agent, order: Any, blob: bytes) -> None:

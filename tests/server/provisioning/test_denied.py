@@ -74,3 +74,20 @@ def test_a_list_that_cannot_be_read_refuses_everybody(tmp_path):
     path.unlink()
     path.mkdir()
     assert denied.refuses(identity("south"))
+
+
+def test_a_byte_order_mark_hides_no_entry(tmp_path):
+    """Some editors put one before the first line."""
+    (tmp_path / DENIED).write_bytes("\ufeffnorth\n".encode())
+    assert Denied(tmp_path / DENIED).refuses_name("north")
+    assert not deny(tmp_path, "north")
+    assert allow(tmp_path, "north")
+    assert not Denied(tmp_path / DENIED).refuses_name("north")
+
+
+def test_a_list_that_cannot_be_read_refuses_a_party_but_names_nobody(tmp_path):
+    """Refusing can be taken back; ending a run cannot."""
+    (tmp_path / DENIED).write_bytes(b"\xff\xfe")
+    denied = Denied(tmp_path / DENIED)
+    assert denied.refuses_name("north")
+    assert not denied.names("north")

@@ -13,7 +13,7 @@ from common.errors import ConfigError, RunError
 from server.service.audit import AUDIT, AuditLog, read_lines
 from server.service.board import Board
 from server.service.orders import Stop
-from server.service.scheduler import RESUME_SECONDS, RETRY_SECONDS, Scheduler
+from server.service.scheduler import RESUME_SECONDS, RETRY_SECONDS, Scheduler, Waiting
 from server.service.state import Run, ServiceState
 from tests.helpers.processes import wait_until
 
@@ -54,6 +54,7 @@ class Office:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.attached, self.now = folder, {"a", "b", "c", "d"}, 0.0
+        self.denied: set[str] = set()
         self.runs = Runs()
         self.state = ServiceState(folder / "service.db")
         self.audit = AuditLog(folder / AUDIT, self.state)
@@ -67,6 +68,7 @@ class Office:
             attached=lambda: frozenset(self.attached),
             audit=self.audit,
             board=self.board,
+            denied=lambda name: name in self.denied,
             clock=lambda: self.now,
         )
 
@@ -217,6 +219,54 @@ class TestStopping:
         office.state.ask_to_stop(run)
         office.restart()
         office.wait(run, "stopped")
+        assert office.settled() == []
+
+
+class TestDenied:
+    def test_a_queued_run_of_a_denied_operator_ends_unstarted(self, office: Office) -> None:
+        """It waited for a site; the operator was shut out meanwhile, and the site comes then."""
+        office.attached.remove("a")
+        run = office.submit("one", "a")
+        assert office.settled() == []
+        office.denied.add("alice")
+        office.attached.add("a")
+        office.scheduler.wake()
+        office.wait(run, "stopped")
+        found = office.state.run(run)
+        assert found is not None
+        assert "operator denied" in str(found.problem)
+        assert "one" not in office.runs.started
+
+    def test_a_run_that_is_carried_out_ends_once_its_operator_is_denied(self, office: Office) -> None:
+        """Wherever it looks next; nobody has to ask for it."""
+        run = office.submit("one", "a")
+        office.runs.wait_started("one")
+        office.denied.add("alice")
+        office.wait(run, "stopped")
+        found = office.state.run(run)
+        assert found is not None
+        assert "operator denied" in str(found.problem)
+
+    def test_nobody_waits_for_a_site_that_is_denied(self, office: Office) -> None:
+        """A run goes without it, and later ones that share only that site are not held up."""
+        office.attached = {"a", "b", "d"}
+        first, second = office.submit("one", "a", "c"), office.submit("two", "b", "c")
+        assert office.settled() == []
+        office.denied.add("c")
+        found = office.state.run(second)
+        assert found is not None
+        assert office.scheduler.waiting(found) == Waiting(sites=(), runs=())
+        office.scheduler.wake()
+        office.runs.wait_started("one", "two")
+        for name, run in (("one", first), ("two", second)):
+            office.runs.end(name)
+            office.wait(run, "completed")
+
+    def test_a_run_whose_sites_are_all_denied_fails(self, office: Office) -> None:
+        """Instead of training nobody."""
+        office.denied.add("a")
+        run = office.submit("one", "a")
+        office.wait(run, "failed")
         assert office.settled() == []
 
 
