@@ -28,12 +28,13 @@ from client.run_state import RunStates
 from client.sender import Sender
 from client.site_app import make_site_app
 from client.worker import Worker
+from common.crypto import open_envelope
 from common.disk import disk_errors
 from common.errors import CoterieError
 from common.flower import prepare_process
 from common.kit import Kit
 from common.transport import wire_pb2
-from common.transport.wire import ID_BYTES, MOST_HELD
+from common.transport.wire import ID_BYTES, MOST_ENVELOPE_BYTES, MOST_HELD
 
 log = structlog.get_logger()
 
@@ -94,6 +95,9 @@ class Agent:
             replays=replays,
             connection=self._connection,
             ready=self._stored,
+            verify=lambda envelope: open_envelope(
+                envelope, sender=kit.coordinator, recipient=kit.keys, most_bytes=most_bytes
+            ),
             most_bytes=most_bytes,
         )
         self._closed = False
@@ -170,6 +174,8 @@ class Agent:
         message_id = order.message_id
         if len(message_id) != ID_BYTES or self._ending() or self.outbox.get(message_id) is not None:
             return
+        if len(order.envelope) > MOST_ENVELOPE_BYTES or len(self._orders.held()) >= MOST_HELD:
+            return  # no coordinator of ours sends that; what waits is held in memory
         if self._orders.enter(order):
             log.info("order_received", kind=order.kind[:20], order=message_id.hex())
 

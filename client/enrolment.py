@@ -64,7 +64,7 @@ def finish(kit: Path, answer: Answer, *, fingerprint: str = "") -> str:
             f"the answer is for `{answer.name}` of federation `{answer.federation}`",
             hint=f"this is the kit of `{facts.name}` of federation `{facts.federation}`",
         )
-    shown = federation_fingerprint(answer.root.encode(), pins.coordinator)
+    shown = federation_fingerprint(answer.root.encode(), pins)
     if fingerprint and not same_fingerprint(fingerprint, shown):
         raise RefusedError(f"the answer has the fingerprint {shown}", hint="ask for the answer again; do not use this")
     if pins.find(facts.name) != PartyKeys.load(kit / IDENTITY).record:
@@ -77,8 +77,8 @@ def finish(kit: Path, answer: Answer, *, fingerprint: str = "") -> str:
 def enrol_with(token: Token, out: Path, *, fingerprint: str = "") -> str:
     """Join over the wire; the federation's fingerprint. A kit that an earlier attempt left is completed.
 
-    Guarantee: Nobody but the holder of the token's root can answer, and the coordinator's record must be the one that
-    the token names.
+    Guarantee: Nobody but the holder of the token's root can answer, the coordinator's record must be the one that the
+    token names, and nobody is pinned whom it does not name: who joined since it was made is pinned by hand.
 
     Raises:
         UnreachableError: The coordinator does not answer. The kit stays, to try again.
@@ -96,13 +96,15 @@ def enrol_with(token: Token, out: Path, *, fingerprint: str = "") -> str:
     pins = Pins.from_text(parties)
     if pins.coordinator.key_id.hex() != token.coordinator:
         raise RefusedError("the answer names another coordinator than the token", hint="tell whoever made the token")
+    known = {token.coordinator, *token.parties}
+    trusted = [record for record in pins.records() if record.key_id.hex() in known or record.name == token.name]
     answer = Answer(
         federation=token.federation,
         name=token.name,
         server=token.server,
         chain=chain,
         root=token.root,
-        parties=parties,
+        parties=Pins.of(pins.federation, trusted).to_text(),
     )
     return finish(out, answer, fingerprint=fingerprint)
 

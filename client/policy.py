@@ -105,6 +105,12 @@ class Limits(_Table):
     )
     largest_rounds: Annotated[int, Field(ge=1)] = Field(10_000, description="Most rounds of a run.")
     largest_local_steps: Annotated[int, Field(ge=1)] = Field(1 << 20, description="Most local steps in a round.")
+    largest_local_epochs: Annotated[int, Field(ge=1)] = Field(
+        1000, description="Most passes over the data in a round that has no fixed number of steps."
+    )
+    largest_sequence_length: Annotated[int, Field(ge=1)] = Field(
+        4096, description="Most tokens in an example of text: more than there is memory for would show as a failure."
+    )
     smallest_cohort: Annotated[int, Field(ge=1)] = Field(
         2,
         description="Fewest sites of a round, with this one: the update of a site that is alone is the aggregate.",
@@ -185,6 +191,14 @@ class Policy(_Table):
         )
         yield training.local_steps > limits.largest_local_steps, "training.local_steps is above the limit"
         yield (
+            training.local_steps == 0 and training.local_epochs > limits.largest_local_epochs,
+            "training.local_epochs is above limits.largest_local_epochs",
+        )
+        yield (
+            config.data.sequence_length > limits.largest_sequence_length,
+            "data.sequence_length is above limits.largest_sequence_length",
+        )
+        yield (
             training.max_physical_batch > limits.largest_physical_batch,
             "training.max_physical_batch is above the limit",
         )
@@ -248,7 +262,14 @@ def released_metrics(config: RunConfig) -> tuple[str, ...]:
 
 PERMISSIVE = Policy(
     allow=Allow(metrics=list(_METRICS)),
-    limits=Limits(units=list(_UNITS), largest_delta=0.5, largest_physical_batch=1 << 20, largest_rounds=1 << 30),
+    limits=Limits(
+        units=list(_UNITS),
+        largest_delta=0.5,
+        largest_physical_batch=1 << 20,
+        largest_rounds=1 << 30,
+        largest_local_epochs=1 << 30,
+        largest_sequence_length=1 << 30,
+    ),
 )
 """Joins every run that is valid; for simulations, where the person who runs them owns the data."""
 

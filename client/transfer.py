@@ -33,7 +33,7 @@ def fetch_blob(connection: Connection, order: wire_pb2.Order, folder: Path, *, w
         OSError: The disk is full or cannot be written.
     """
     target = folder / order.blob_digest.hex()
-    part = target.with_suffix(".part")
+    part = part_of(order, folder)
     backoff = Backoff(connection.patience)
     there = _size(part)
     while there != order.blob_bytes or not part.exists():
@@ -52,6 +52,11 @@ def fetch_blob(connection: Connection, order: wire_pb2.Order, folder: Path, *, w
             connection.pause(backoff.next(), wanted)
     part.replace(target)
     return target
+
+
+def part_of(order: wire_pb2.Order, folder: Path) -> Path:
+    """Where an order's blob lies while it is fetched."""
+    return folder / f"{order.blob_digest.hex()}.part"
 
 
 def _fetch(calls: PlaneCalls, order: wire_pb2.Order, part: Path, wanted: Wanted) -> None:

@@ -16,12 +16,13 @@ from client.orders import Orders, Task
 from client.outbox import Outbox
 from client.replays import Replays
 from client.run_state import RunStates
-from client.transfer import UnwantedError, fetch_blob
-from common.crypto import peek
+from client.transfer import UnwantedError, fetch_blob, part_of
+from common.crypto import Opening, peek
 from common.errors import FailureCode, PeerError, RefusedError
 from common.flower import RUN_ID, failure_of, stamp
+from common.transport import wire_pb2
 from common.transport.sealed import Blob, order_id, read_sealed, sealed_content
-from common.transport.wire import DIGEST_BYTES, MOST_ENVELOPE_BYTES
+from common.transport.wire import MOST_ENVELOPE_BYTES
 
 log = structlog.get_logger()
 
@@ -46,6 +47,7 @@ class Worker:
         replays: Replays | None,
         connection: Connection,
         ready: Callable[[bytes], None],
+        verify: Callable[[bytes], Opening],
         most_bytes: int,
     ) -> None:
         """Prepare.
@@ -59,11 +61,12 @@ class Worker:
             replays: Told of orders whose update is stored; None where the app writes down none.
             connection: Where blobs are fetched, and failures told.
             ready: Told of an update that is stored.
+            verify: Opens an envelope that the coordinator sealed for this site, or raises SealError.
             most_bytes: Longest blob that is fetched.
         """
         self._app, self._orders, self._outbox, self._states = app, orders, outbox, states
         self._inbox, self._replays, self._connection = inbox, replays, connection
-        self._ready, self._most_bytes = ready, most_bytes
+        self._ready, self._verify, self._most_bytes = ready, verify, most_bytes
         for message_id in outbox:
             self._settle(message_id)  # its process may have been killed before it did
 
@@ -73,7 +76,8 @@ class Worker:
             try:
                 self._work(task, closed)
             except UnwantedError:
-                pass
+                if task.cancelled:  # a connection that was closed goes on where it was
+                    part_of(task.order, self._inbox).unlink(missing_ok=True)
             except PeerError as e:
                 self._fail(task, e.failure)
             except Exception as e:  # noqa: BLE001 - the boundary: no order may end this process
@@ -85,18 +89,28 @@ class Worker:
 
     def _work(self, task: Task, closed: Callable[[], bool]) -> None:
         order = task.order
-        if not (
-            len(order.blob_digest) == DIGEST_BYTES
-            and 0 < order.blob_bytes <= self._most_bytes
-            and len(order.envelope) <= MOST_ENVELOPE_BYTES
-        ):
-            raise PeerError(FailureCode.INVALID_REQUEST)
+        self._check(order)
         path = fetch_blob(self._connection, order, self._inbox, wanted=lambda: not task.cancelled and not closed())
         try:
             task.stage = "working"
             self._store(task, self._answer(task, path))
         finally:
             path.unlink(missing_ok=True)
+
+    def _check(self, order: wire_pb2.Order) -> None:
+        """Fetch nothing that was not sealed for this site: who has the coordinator's TLS key alone could fill a disk.
+
+        Raises:
+            PeerError: It was not.
+        """
+        if not 0 < order.blob_bytes <= self._most_bytes or len(order.envelope) > MOST_ENVELOPE_BYTES:
+            raise PeerError(FailureCode.INVALID_REQUEST)
+        try:
+            opening = self._verify(order.envelope)
+        except RefusedError as e:
+            raise PeerError(FailureCode.INVALID_REQUEST) from e
+        if (order.blob_bytes, order.blob_digest) != (opening.blob_bytes, opening.blob_digest):
+            raise PeerError(FailureCode.INVALID_REQUEST)
 
     def _answer(self, task: Task, path: Path) -> Message:
         """What the app says to the sealed message."""

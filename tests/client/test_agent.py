@@ -12,6 +12,7 @@ from client.agent import make_agent
 from client.connection import Patience
 from common.errors import FailureCode, UnreachableError
 from common.flower import client_context, failure_of, stamp
+from server.plane.orders import Failed
 from server.plane.server import PlaneServer
 from simulations.inline import simulated_app
 from simulations.sites import SimulatedSites
@@ -100,6 +101,16 @@ def test_an_order_that_comes_twice_is_worked_on_once(plane):
         assert failure_of(asker.ask(configuration(), server_round=2)) is None
     assert gate.calls == 2
     assert plane.seen.kinds().count("order-sent") == 2, "the second stream said that it was held"
+
+
+def test_nothing_is_fetched_that_was_not_sealed_for_the_site(plane):
+    """Whoever has the coordinator's certificate, but not its identity key, cannot fill a site's disk."""
+    with running_agent(resources_of(plane)):
+        plane.hub.wait_attached(["cleveland"])
+        plane.order("cleveland", envelope=bytes(1566)).blob.unlink()  # a fetch would fail, again and again
+        failed = plane.result()
+    assert isinstance(failed, Failed)
+    assert failed.failure is FailureCode.INVALID_REQUEST
 
 
 def test_an_order_that_nobody_waits_for_leaves_nothing(plane):
