@@ -190,14 +190,9 @@ class Policy(_Table):
             "privacy.target_delta is above limits.largest_delta",
         )
         yield training.local_steps > limits.largest_local_steps, "training.local_steps is above the limit"
-        yield (
-            training.local_steps == 0 and training.local_epochs > limits.largest_local_epochs,
-            "training.local_epochs is above limits.largest_local_epochs",
-        )
-        yield (
-            config.data.sequence_length > limits.largest_sequence_length,
-            "data.sequence_length is above limits.largest_sequence_length",
-        )
+        epochs, length = 0 if training.local_steps else training.local_epochs, config.data.sequence_length
+        yield epochs > limits.largest_local_epochs, "training.local_epochs is above limits.largest_local_epochs"
+        yield length > limits.largest_sequence_length, "data.sequence_length is above limits.largest_sequence_length"
         yield (
             training.max_physical_batch > limits.largest_physical_batch,
             "training.max_physical_batch is above the limit",
@@ -263,14 +258,10 @@ def released_metrics(config: RunConfig) -> tuple[str, ...]:
 PERMISSIVE = Policy(
     allow=Allow(metrics=list(_METRICS)),
     limits=Limits(
-        units=list(_UNITS),
-        largest_delta=0.5,
-        largest_physical_batch=1 << 20,
-        largest_rounds=1 << 30,
-        largest_local_epochs=1 << 30,
-        largest_sequence_length=1 << 30,
+        units=list(_UNITS), largest_delta=0.5, largest_physical_batch=1 << 20, largest_rounds=1 << 30,
+        largest_local_epochs=1 << 30, largest_sequence_length=1 << 30,
     ),
-)
+)  # fmt: skip
 """Joins every run that is valid; for simulations, where the person who runs them owns the data."""
 
 

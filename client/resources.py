@@ -84,7 +84,7 @@ class SiteResources:
             PrivacyError: The policy sets no budget.
         """
         return SiteLedgers(
-            self.kit.state / LEDGERS,
+            self.kit.state_path / LEDGERS,
             self.kit.folder / IDENTITY,
             self.policy.opened_budget(),
             allow_non_private="none" in self.policy.limits.units,
@@ -123,6 +123,7 @@ class SiteResources:
         held, name = self._of(request), request.config.data.name
         key = (name, held.content)
         if key not in self._ledgers:  # one that is kept reads only what was appended since
+            _ = self.kit.state  # made for this user only, before a ledger is made in it
             fingerprint = self.ledgers.fingerprint([held.content])
             self._ledgers[key] = self.ledgers.open(name, fingerprint, unit=held.unit)
         return self._ledgers[key]
@@ -166,14 +167,18 @@ def load_own(settings: DataSettings, *, seed: int, site: Site, name: str) -> tup
 
     Held-out examples are those that a simulation of the same settings holds out.
 
+    Guarantee: whether it can be read does not depend on folds, fractions or lengths of the settings: any part can be
+    empty here. Otherwise the settings of one run after another would tell how many examples there are, for nothing.
+
     Raises:
         DataError: It cannot be read, or has several groups and none of that name.
     """
     own = settings.model_copy(update={"partition": "natural", "clients": 0, "sites": [], "pooled": False})
-    federation = load_federation(own, seed=seed, site=site)
+    federation = load_federation(own, seed=seed, site=site, tolerant=True)
     if settings.max_examples and name in settings.sites and len(federation.clients) > 1:
         # which examples are kept depends on a client's place among those that take part
-        federation = load_federation(own.model_copy(update={"sites": settings.sites}), seed=seed, site=site)
+        among = own.model_copy(update={"sites": settings.sites})
+        federation = load_federation(among, seed=seed, site=site, tolerant=True)
     clients = federation.clients
     found = clients if len(clients) == 1 else [client for client in clients if client.name == name]
     if not found:

@@ -21,11 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from common.crypto import PartyKeys, PartyRecord, Suite
 from common.errors import RefusedError
+from common.pins import Pins
 
 SUITES = {"ed25519": Suite.ED25519, "ed25519+ml-dsa-65": Suite.ED25519_ML_DSA_65}
 LARGEST_REQUEST = 64 << 10
 _LABEL = b"coterie enrolment request v1"
-_FINGERPRINT_LABEL = b"coterie federation fingerprint v1"
+_FINGERPRINT_LABEL = b"coterie federation fingerprint v2"
 _TOKEN_PREFIX = "coterie-token-1."  # noqa: S105 - the name of a format
 _LARGEST_FILE = 8 << 20
 
@@ -111,6 +112,7 @@ class Token(_File):
     role: Literal["site", "operator"]
     suite: Literal["ed25519", "ed25519+ml-dsa-65"]
     coordinator: str = Field(description="Hex key id of the coordinator's record: what comes back must hold it.")
+    parties: list[str] = Field(description="Hex key ids of everybody else: of what comes back, others are not pinned.")
     chain: str
     key: SecretStr
     root: str
@@ -157,8 +159,10 @@ def record_fingerprint(record: PartyRecord) -> str:
     return _groups(record.key_id)
 
 
-def federation_fingerprint(root_pem: bytes, coordinator: PartyRecord) -> str:
-    """The same for a federation: its root certificate and its coordinator's record.
+def federation_fingerprint(root_pem: bytes, pins: Pins) -> str:
+    """The same for a federation: its root certificate, and the record of everybody who belongs to it.
+
+    Operators and sites count as well: whoever is pinned is trusted, an operator with what a site computes.
 
     Raises:
         RefusedError: The root is no certificate.
@@ -167,7 +171,8 @@ def federation_fingerprint(root_pem: bytes, coordinator: PartyRecord) -> str:
         root = x509.load_pem_x509_certificate(root_pem).public_bytes(Encoding.DER)
     except ValueError as e:
         raise RefusedError("the root is no certificate", hint="send the answer again, whole") from e
-    return _groups(hashlib.sha256(_FINGERPRINT_LABEL + hashlib.sha256(root).digest() + coordinator.key_id).digest())
+    everybody = b"".join(sorted(record.key_id for record in pins.records()))  # an id covers name and role
+    return _groups(hashlib.sha256(_FINGERPRINT_LABEL + hashlib.sha256(root).digest() + everybody).digest())
 
 
 def same_fingerprint(one: str, other: str) -> bool:

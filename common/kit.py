@@ -100,9 +100,14 @@ class Kit:
         return _own_certificate(self.folder)
 
     @property
+    def state_path(self) -> Path:
+        """Where `state` is, or will be: for whoever only looks."""
+        return self.folder / "state"
+
+    @property
     def state(self) -> Path:
         """The folder for what must outlast a restart; made on first use, for this user only."""
-        path = self.folder / "state"
+        path = self.state_path
         try:
             path.mkdir(mode=0o700, exist_ok=True)
         except OSError as e:

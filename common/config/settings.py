@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from common.config.rules import Rule, all_rules
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 """A registered name: letters, digits, '-' and '_'. Cannot express a path or an import."""
@@ -21,12 +22,6 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 OptionValue = bool | int | Annotated[float, Field(allow_inf_nan=False)] | Name
-
-_MOST_CORRELATED = 5000
-_NEEDS_EACH_REPLY = frozenset({"qfedavg", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"})
-
-Rule = tuple[bool, str, str, str]
-"""Whether a rule between settings is broken; the setting to name; what is wrong; how to mend it."""
 
 
 class Settings(BaseModel):
@@ -70,13 +65,15 @@ class DataSettings(Settings):
     folds: int = Field(0, ge=0, le=1000, description="Cross-validation: number of folds; 0 uses one held-out part.")
     fold: int = Field(0, ge=0, description="Cross-validation: which fold is held out, from 0.")
     max_examples: int = Field(0, ge=0, description="Most training examples a client keeps; 0 keeps all.")
-    sequence_length: Positive = Field(80, description="Tokens in one example of text.")
+    sequence_length: Annotated[int, Field(ge=1, le=65_536)] = Field(80, description="Tokens in one example of text.")
 
 
 class TrainingSettings(Settings):
     """What a client does in one round."""
 
-    local_epochs: int = Field(1, ge=0, description="Passes over the client's examples; used when local_steps is 0.")
+    local_epochs: int = Field(
+        1, ge=0, le=10_000, description="Passes over the client's examples; used when local_steps is 0."
+    )
     local_steps: int = Field(
         0, ge=0, le=1_000_000, description="Fixed number of optimizer steps a round; required with privacy."
     )
@@ -312,102 +309,7 @@ class RunConfig(Settings):
 
     def rules(self) -> tuple[Rule, ...]:
         """All rules between settings, broken or not."""
-        return (*self._data_rules(), *self._training_rules(), *self._privacy_rules())
-
-    def _data_rules(self) -> Iterator[Rule]:
-        d, natural = self.data, self.data.partition == "natural"
-        yield d.clients == 0 and not natural, "data.clients", "is 0, which only the natural partition fills", "raise it"
-        yield bool(d.sites) and not natural, "data.sites", "needs data.partition = 'natural'", "set it, or remove sites"
-        yield d.folds == 1, "data.folds", "must be 0 or at least 2", "set data.folds = 0 for one held-out part"
-        yield self.comparison.enabled and not d.folds, "comparison.enabled", "needs data.folds", "set data.folds = 10"
-        yield d.fold > 0 and d.fold >= d.folds, "data.fold", "must lie below data.folds", "folds count from 0"
-
-    def _training_rules(self) -> Iterator[Rule]:
-        t, e, c = self.training, self.evaluation, self.cohort
-        yield (
-            t.local_epochs == 0 and t.local_steps == 0,
-            "training.local_epochs", "is 0 and so is training.local_steps: nothing to do", "set one of them",
-        )  # fmt: skip
-        yield t.momentum > 0 and t.optimizer != "sgd", "training.momentum", "belongs to optimizer = 'sgd'", "remove it"
-        yield e.patience > 0 and not e.every, "evaluation.patience", "needs evaluation.every >= 1", "set it to 1"
-        yield 0 < c.size < c.min_survivors, "cohort.min_survivors", "is more than cohort.size", "lower it"
-        yield (
-            c.over_sampling > 0 and not c.size,
-            "cohort.over_sampling", "needs cohort.size: who asks all has nobody left to ask", "set cohort.size",
-        )  # fmt: skip
-
-    def _privacy_rules(self) -> Iterator[Rule]:
-        p = self.privacy
-        yield (
-            self.private and p.target_epsilon is None and p.noise_multiplier is None,
-            "privacy.target_epsilon", "is needed in a private run, or privacy.noise_multiplier",
-            "for example --set privacy.target_epsilon=3",
-        )  # fmt: skip
-        yield (
-            self.private and p.target_epsilon is not None and p.noise_multiplier is not None,
-            "privacy.noise_multiplier", "and privacy.target_epsilon are both set: one follows from the other",
-            "leave one out; `--set privacy.target_epsilon=` takes it out of a file or scenario",
-        )  # fmt: skip
-        yield (
-            p.unit == "example" and self.training.local_steps == 0,
-            "training.local_steps", "must be fixed with privacy: epochs depend on the private number of rows",
-            "for example --set training.local_steps=1",
-        )  # fmt: skip
-        yield (
-            self.private and self.strategy.name == "qfedavg",
-            "strategy.name", "qfedavg needs every client's training loss, which a private run does not release",
-            "use fedavg, or privacy.unit = 'none'",
-        )  # fmt: skip
-
-        client, adaptive = p.unit == "client", p.clipping == "adaptive"
-        yield (
-            client and self.strategy.name in _NEEDS_EACH_REPLY,
-            "strategy.name", f"{self.strategy.name} needs each client's update, privacy.unit = 'client' gives it a sum",
-            "use fedavg, fedprox, fedavgm, fedadam, fedyogi or fedadagrad",
-        )  # fmt: skip
-        yield (
-            client and self.cohort.min_survivors > 1,
-            "cohort.min_survivors", "would tell without noise how many answered, if privacy.unit = 'client'",
-            "set it to 1: every round is used",
-        )  # fmt: skip
-        yield (
-            client and self.cohort.over_sampling > 0,
-            "cohort.over_sampling", "would let those who answer first decide, if privacy.unit = 'client'",
-            "set it to 0: noise is made for everybody who is asked",
-        )  # fmt: skip
-        yield (
-            self.cohort.sampling == "poisson" and self.cohort.over_sampling > 0,
-            "cohort.over_sampling", "is for cohorts of a fixed size", "use uniform, balanced or cyclic",
-        )  # fmt: skip
-        yield (
-            client and p.clipping == "per-layer",
-            "privacy.clipping", "per-layer is for privacy.unit = 'example'", "use flat or adaptive",
-        )  # fmt: skip
-        yield (
-            p.mechanism == "matrix" and p.unit == "example",
-            "privacy.mechanism", "matrix is for privacy.unit = 'client'", "use independent",
-        )  # fmt: skip
-        yield (
-            client and p.mechanism == "matrix" and self.cohort.size > 0 and self.cohort.sampling != "cyclic",
-            "privacy.mechanism", "matrix needs a fixed schedule", "set cohort.sampling = 'cyclic', or cohort.size = 0",
-        )  # fmt: skip
-        yield (
-            client and p.mechanism == "matrix" and self.rounds > _MOST_CORRELATED,
-            "rounds", f"are more than the {_MOST_CORRELATED} that noise can be correlated over", "lower them",
-        )  # fmt: skip
-        yield (
-            client and p.mechanism == "matrix" and adaptive,
-            "privacy.mechanism", "matrix needs a clipping norm that stays", "set privacy.clipping = 'flat'",
-        )  # fmt: skip
-        yield (
-            self.cohort.sampling == "poisson" and not client and self.private,
-            "cohort.sampling", "poisson gains nothing for privacy.unit = 'example'", "use balanced",
-        )  # fmt: skip
-        yield (
-            p.unit == "example" and 0 < self.data.max_examples < p.expected_batch_size,
-            "privacy.expected_batch_size", "is more than any step can sample of data.max_examples",
-            "lower it: about the sampling rate times a typical client's examples",
-        )  # fmt: skip
+        return all_rules(self)
 
     def canonical_json(self) -> str:
         """The configuration as JSON with sorted keys: equal configurations give equal text."""

@@ -32,7 +32,7 @@ class _Draw(IntEnum):
     CAP = 3
 
 
-def load_federation(settings: DataSettings, *, seed: int, site: Site) -> Federation:
+def load_federation(settings: DataSettings, *, seed: int, site: Site, tolerant: bool = False) -> Federation:
     """The data set `settings.name`, divided among clients.
 
     The held-out part `test` depends on the data set, the seed, `test_fraction` and folds only; it stays whole whatever
@@ -47,16 +47,21 @@ def load_federation(settings: DataSettings, *, seed: int, site: Site) -> Federat
     Where examples have entities, entities are divided in place of examples: a rule that looks at classes takes the one
     that most of an entity's examples have. `max_examples` still counts examples.
 
-    **Guarantee**: no client's `train` is empty; no training example is in `test`; no entity is trained on by two
-    clients, or both trained on and held out; equal settings and seed give equal federations, on every machine.
+    With `tolerant` nothing is refused because of how many examples there are: parts can be empty, and names in `sites`
+    that the data does not have are passed over. A real site loads its own data so, because whoever sees what fails can
+    find by bisection, with folds and fractions of his choice, how many rows it has.
+
+    **Guarantee**: no client's `train` is empty, unless `tolerant`; no training example is in `test`; no entity is
+    trained on by two clients, or both trained on and held out; equal settings and seed give equal federations, on every
+    machine.
 
     Raises:
         DataError: There is no such data set, it cannot be read, or it cannot be divided like this.
         DataUnavailableError: It has to be fetched first.
     """
-    loaded = load_source(settings, seed=seed, site=site)
-    federation = loaded if isinstance(loaded, Federation) else _divide(loaded, settings, seed)
-    clients = _chosen(federation.clients, settings)
+    loaded = load_source(settings, seed=seed, site=site, tolerant=tolerant)
+    federation = loaded if isinstance(loaded, Federation) else _divide(loaded, settings, seed, tolerant=tolerant)
+    clients = _chosen(federation.clients, settings, tolerant=tolerant)
     clients = [_capped(client, settings.max_examples, _rng(seed, _Draw.CAP, i)) for i, client in enumerate(clients)]
     if settings.pooled:
         clients = [
@@ -74,12 +79,12 @@ def _rng(seed: int, *stream: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
 
 
-def _divide(collection: Collection, settings: DataSettings, seed: int) -> Federation:
+def _divide(collection: Collection, settings: DataSettings, seed: int, *, tolerant: bool) -> Federation:
     """All clients of a partition, with all their examples."""
-    held = held_out(collection, settings, rng=_rng(seed, _Draw.SPLIT))
+    held = held_out(collection, settings, rng=_rng(seed, _Draw.SPLIT), tolerant=tolerant)
     train, test = np.flatnonzero(~held), np.flatnonzero(held)
     if settings.partition == "natural":
-        parts = _natural(collection, settings, held)
+        parts = _natural(collection, settings, held, tolerant=tolerant)
     else:
         parts = _by_rule(collection, settings, seed, train, test)
     federation = Federation(
@@ -94,7 +99,9 @@ def _divide(collection: Collection, settings: DataSettings, seed: int) -> Federa
     return federation
 
 
-def _natural(collection: Collection, settings: DataSettings, held: Mask) -> list[tuple[str, Integers, Integers]]:
+def _natural(
+    collection: Collection, settings: DataSettings, held: Mask, *, tolerant: bool
+) -> list[tuple[str, Integers, Integers]]:
     """Name, training and held-out indices of each of the data's own groups."""
     if collection.group_of is None:
         raise DataError(
@@ -117,7 +124,7 @@ def _natural(collection: Collection, settings: DataSettings, held: Mask) -> list
         for i, name in enumerate(collection.groups)
     ]
     for name, own, _ in parts:
-        if not len(own):
+        if not len(own) and not tolerant:
             raise DataError(
                 f"{settings.name}: {name} would have no examples to train on",
                 hint="lower data.test_fraction, or leave out groups with very few rows",
@@ -165,12 +172,12 @@ def _units(examples: Examples, labels: Integers, indices: Integers) -> tuple[Int
     return units, main_classes(units, labels[indices])
 
 
-def _chosen(clients: Sequence[ClientData], settings: DataSettings) -> list[ClientData]:
+def _chosen(clients: Sequence[ClientData], settings: DataSettings, *, tolerant: bool) -> list[ClientData]:
     """The clients that `sites` and `clients` keep of a natural partition, in its order."""
     if settings.sites:
         known = {client.name for client in clients}
         for wanted in settings.sites:
-            if wanted not in known:
+            if wanted not in known and not tolerant:
                 near = difflib.get_close_matches(slug(wanted), sorted(known), n=1, cutoff=0.4)
                 raise DataError(
                     f"data.sites: {settings.name} has no client `{wanted}`",

@@ -34,8 +34,10 @@ class LoadedExamples(NamedTuple):
     row_ids: list[str]
 
 
-def load_source(settings: DataSettings, *, seed: int, site: Site) -> Collection | Federation:
+def load_source(settings: DataSettings, *, seed: int, site: Site, tolerant: bool = False) -> Collection | Federation:
     """All examples of the data set `settings.name`; a Federation where the site's own function builds one.
+
+    With `tolerant` no settings make it fail because there are too few.
 
     Raises:
         DataError: There is no such data set, or it cannot be read.
@@ -44,8 +46,10 @@ def load_source(settings: DataSettings, *, seed: int, site: Site) -> Collection 
     if isinstance(entry, BuiltIn):
         return entry.load(settings)
     if entry.source.startswith("python:"):
-        return call_function(entry.source.partition(":")[2], folder=site.folder, settings=settings, seed=seed)
-    collection = read(_local(entry, site), source_path(entry, site.folder), settings, labelled=True)
+        return call_function(
+            entry.source.partition(":")[2], folder=site.folder, settings=settings, seed=seed, tolerant=tolerant
+        )
+    collection = read(_local(entry, site), source_path(entry, site.folder), settings, labelled=True, tolerant=tolerant)
     if collection.group_of is not None:
         return collection
     return replace(collection, groups=(slug(settings.name),), group_of=np.zeros(len(collection.examples), np.int64))

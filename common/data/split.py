@@ -14,7 +14,9 @@ from common.data.entities import main_classes, units_of
 from common.errors import DataError
 
 
-def held_out(collection: Collection, settings: DataSettings, *, rng: np.random.Generator) -> Mask:
+def held_out(
+    collection: Collection, settings: DataSettings, *, rng: np.random.Generator, tolerant: bool = False
+) -> Mask:
     """bool[n]: the held-out examples.
 
     With `folds`, every example is held out in exactly one fold, and a data set's own held-out part is not used. Without
@@ -27,7 +29,7 @@ def held_out(collection: Collection, settings: DataSettings, *, rng: np.random.G
 
     Raises:
         DataError: There are fewer examples (or entities) than folds, or nothing would be left to train on or to hold
-            out.
+            out; never where `tolerant`.
     """
     if settings.folds == 0 and collection.held_out is not None:
         return collection.held_out
@@ -40,14 +42,14 @@ def held_out(collection: Collection, settings: DataSettings, *, rng: np.random.G
     position[order] = np.arange(count)
     counted = f"{count} {'examples' if collection.examples.entities is None else 'entities'}"
     if settings.folds:
-        if count < settings.folds:
+        if count < settings.folds and not tolerant:
             raise DataError(f"{settings.name}: {counted} cannot make {settings.folds} folds", hint="lower data.folds")
         chosen = position % settings.folds == settings.fold
     else:
         fraction, phase = settings.test_fraction, rng.random()
         chosen = np.floor((position + 1) * fraction + phase) > np.floor(position * fraction + phase)
     mask: Mask = chosen[units]
-    if mask.all() or not mask.any():
+    if (mask.all() or not mask.any()) and not tolerant:
         raise DataError(
             f"{settings.name}: {counted} leave nothing to train on or nothing to hold out",
             hint="change data.test_fraction, or give more data",

@@ -12,6 +12,7 @@ import pytest
 from common.crypto import PartyKeys, authorize
 from common.errors import FailureCode
 from common.flower import failure_of
+from common.privacy import make_plan
 from server.plane.orders import Failed
 from tests.client.test_sovereignty import Bomb
 from tests.helpers.agents import (
@@ -24,6 +25,7 @@ from tests.helpers.agents import (
     make_kits,
     resources_of,
     running_agent,
+    start_of,
 )
 from tests.helpers.plane import running_plane
 
@@ -116,6 +118,17 @@ def test_another_data_set_is_refused(asker):
 def test_a_run_that_protects_less_than_the_site_wants_is_refused(asker):
     """Its plan is sound, and signed; the site's own limit is lower."""
     assert failure_of(asker.ask(configuration(*PRIVATE, "privacy.target_epsilon=3.6"))) is REFUSED
+
+
+@pytest.mark.parametrize("participations", [1, 2])
+def test_another_plan_in_the_middle_of_a_run_is_refused(asker, participations):
+    """Each keeps the run's target, for as many rounds as it says: with the rounds before it, it would not."""
+    config = configuration(*PRIVATE)
+    dimensions = sum(values.size for values in start_of(config, asker.site).values())
+    plan = make_plan(config, dimensions=dimensions, participations=participations, min_separation=1, clients=2)
+    fields = {"noise_multiplier": plan.noise_multiplier, "renyi_order": plan.budget.order}
+    reply = asker.ask(config, server_round=2, participations=participations, **fields)
+    assert failure_of(reply) is FailureCode.BUDGET_EXHAUSTED
 
 
 def test_less_noise_than_the_run_promises_is_refused(asker):

@@ -7,10 +7,13 @@ import stat
 import pytest
 
 from common.cli import main
+from common.crypto import PartyKeys
 from common.enrolment import Answer, Request, Token, federation_fingerprint
 from common.errors import CoterieError
 from common.kit import load_kit
+from common.kit_files import add_pins
 from common.kit_tls import NEXT_TLS_KEY
+from common.pins import Pins
 from server.plane.hub import Hub
 from server.plane.server import PlaneServer
 from server.provisioning import Registry, make_token, sign
@@ -100,7 +103,7 @@ def test_an_answer_completes_the_kit(at, enroll):
     kit, server = load_kit(at / "west", role="site"), load_kit(at / "kits/server", role="coordinator")
     assert kit.pins() == server.pins()
     assert kit.coordinator == server.keys.record
-    assert federation_fingerprint(server.tls().root, server.keys.record) in out
+    assert federation_fingerprint(server.tls().root, server.pins()) in out
     assert "compare the fingerprint" in hints
     assert not (at / "west/request.json").exists()
 
@@ -136,6 +139,33 @@ def test_a_fingerprint_that_was_read_out_is_enforced(at, enroll):
     before = files(at / "west")
     assert enroll("--answer", "answer.json", "--kit", "west", "--fingerprint", "00" * 16)[0] == 10
     assert files(at / "west") == before
+
+
+def test_an_operator_that_was_added_on_the_way_does_not_fit_the_fingerprint(at, enroll):
+    """Who pins an operator accepts the runs that this one signs: what is read out covers them all."""
+    begun(enroll)
+    answer = answered(at)
+    right = federation_fingerprint(answer.root.encode(), Pins.from_text(answer.parties))
+    eve = PartyKeys.generate("eve", "operator").record
+    forged = answer.model_copy(update={"parties": Pins.from_text(answer.parties).plus([eve]).to_text()})
+    (at / "answer.json").write_text(forged.to_text())
+    before = files(at / "west")
+    assert enroll("--answer", "answer.json", "--kit", "west", "--fingerprint", right)[0] == 10
+    assert files(at / "west") == before
+    (at / "answer.json").write_text(answer.to_text())
+    assert enroll("--answer", "answer.json", "--kit", "west", "--fingerprint", right)[0] == 0
+
+
+def test_a_token_pins_whom_it_names(at, enroll, plane):
+    """Who joined since is pinned by hand, as at every other site that was there before."""
+    write_token(at)
+    eve = PartyKeys.generate("eve", "operator").record
+    add_pins(at / "kits/server", [eve])
+    code, _, error = enroll("--token", "token", "--out", "west")
+    assert code == 0, error
+    pins = load_kit(at / "west", role="site").pins()
+    assert "eve" not in pins.operators
+    assert pins.plus([eve]) == plane.pins()
 
 
 def test_an_answer_with_other_keys_for_this_party_is_refused(at, enroll):

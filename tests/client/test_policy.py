@@ -41,6 +41,7 @@ def test_by_default_a_site_joins_private_runs_only():
         ({"largest_local_steps": 1}, ()),
         ({"largest_physical_batch": 255}, ()),
         ({"largest_rounds": 4}, ()),
+        ({"largest_sequence_length": 79}, ()),
         ({"units": []}, ()),
     ],
     ids=str,
@@ -121,6 +122,14 @@ def test_by_default_no_count_leaves():
     policy = limits(units=["none"])
     assert not joins(policy)
     assert joins(policy, "strategy.weighting=equal")
+
+
+@pytest.mark.parametrize(("epochs", "joined"), [(1000, True), (1001, False)])
+def test_passes_over_the_data_are_limited(epochs, joined):
+    """By default to a thousand, where they decide how long a round takes."""
+    policy, plain = limits(units=["none"]), ("strategy.weighting=equal", f"training.local_epochs={epochs}")
+    assert joins(policy, *plain) is joined
+    assert joins(policy, *plain, "training.local_steps=1"), "they are not used then"
 
 
 def test_a_run_at_the_limits_is_joined():

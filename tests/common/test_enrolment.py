@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from common.crypto import PartyKeys, SealError, Suite
+from common.crypto import Authority, PartyKeys, SealError, Suite
 from common.enrolment import (
     Answer,
     Request,
@@ -15,6 +15,7 @@ from common.enrolment import (
     same_fingerprint,
 )
 from common.errors import RefusedError
+from common.pins import Pins
 from tests.helpers.kits import request_of
 
 TOKEN = Token(
@@ -24,6 +25,7 @@ TOKEN = Token(
     role="site",
     suite="ed25519",
     coordinator="00" * 32,
+    parties=["11" * 32],
     chain="chain",
     key=SecretStr("the key"),
     root="root",
@@ -87,4 +89,20 @@ def test_fingerprints_can_be_read_aloud(tmp_path):
     assert same_fingerprint(record_fingerprint(one), record_fingerprint(one).replace(" ", "").upper())
     assert not same_fingerprint(record_fingerprint(one), record_fingerprint(other))
     with pytest.raises(RefusedError, match="no certificate"):
-        federation_fingerprint(b"", one)
+        federation_fingerprint(b"", Pins.of("study", [PartyKeys.generate("server", "coordinator").record]))
+
+
+def test_a_federations_fingerprint_covers_everybody_who_is_pinned():
+    """Whoever adds an operator, a site or another coordinator on the way changes what is read aloud."""
+    root = Authority.create("study").root
+    server, site = PartyKeys.generate("server", "coordinator").record, PartyKeys.generate("north", "site").record
+    pins = Pins.of("study", [server, site])
+    others = [
+        pins.plus([PartyKeys.generate("eve", "operator").record]),
+        pins.plus([PartyKeys.generate("east", "site").record]),
+        Pins.of("study", [server]),
+        Pins.of("study", [PartyKeys.generate("server", "coordinator").record, site]),
+    ]
+    shown = {federation_fingerprint(root, each) for each in [pins, *others]}
+    assert len(shown) == 5
+    assert federation_fingerprint(root, Pins.from_text(pins.to_text())) in shown

@@ -13,7 +13,9 @@ from common.errors import DataError
 from common.site import DataSource
 
 
-def read(source: DataSource, path: Path, settings: DataSettings, *, labelled: bool) -> Collection:
+def read(
+    source: DataSource, path: Path, settings: DataSettings, *, labelled: bool, tolerant: bool = False
+) -> Collection:
     """The examples at `path`, in the format that `source` names.
 
     Args:
@@ -22,6 +24,7 @@ def read(source: DataSource, path: Path, settings: DataSettings, *, labelled: bo
         settings: `sequence_length` and `test_fraction` for text.
         labelled: True for training: labels must be there, and rows without one are dropped. False for prediction:
             labels may be absent, every row is kept.
+        tolerant: Whether text that is too short for one example of `settings` is data without examples.
 
     Raises:
         DataError: The source cannot be read or does not fit its description.
@@ -39,5 +42,5 @@ def read(source: DataSource, path: Path, settings: DataSettings, *, labelled: bo
     if kind == "npz":
         return read_arrays(source, path, labelled=labelled)
     if kind == "text":
-        return read_text(source, path, settings, labelled=labelled)
+        return read_text(source, path, settings, labelled=labelled, tolerant=tolerant)
     return read_table(source, path, labelled=labelled)

@@ -18,7 +18,9 @@ from common.schema import ClientData, DataSchema, Examples, Federation
 from common.user_code import load_file
 
 
-def call_function(target: str, *, folder: Path, settings: DataSettings, seed: int) -> Federation:
+def call_function(
+    target: str, *, folder: Path, settings: DataSettings, seed: int, tolerant: bool = False
+) -> Federation:
     """What `file.py:function(settings, seed)` returns, checked.
 
     Args:
@@ -26,6 +28,7 @@ def call_function(target: str, *, folder: Path, settings: DataSettings, seed: in
         folder: Folder of `site.toml`, or of the command line.
         settings: The run's data settings.
         seed: The run's data seed.
+        tolerant: Whether clients may be without training examples.
 
     Raises:
         DataError: File or function is missing, it fails, or what it returns is not a sound Federation.
@@ -52,11 +55,11 @@ def call_function(target: str, *, folder: Path, settings: DataSettings, seed: in
         ) from e
     if not isinstance(federation, Federation):
         raise DataError(f"{target} returned a {type(federation).__name__}", hint="return a common.schema.Federation")
-    _check(federation, where=target)
+    _check(federation, where=target, tolerant=tolerant)
     return federation
 
 
-def _check(federation: Federation, *, where: str) -> None:
+def _check(federation: Federation, *, where: str, tolerant: bool) -> None:
     """Refuse a Federation that has no or an empty client, does not fit its schema, or divides an entity."""
     if not federation.clients:
         raise DataError(f"{where}: there are no clients", hint="return at least one ClientData")
@@ -64,7 +67,7 @@ def _check(federation: Federation, *, where: str) -> None:
     if len(set(names)) < len(names):
         raise DataError(f"{where}: two clients have the same name", hint="give each client a name of its own")
     for client in federation.clients:
-        if len(client.train) == 0:
+        if len(client.train) == 0 and not tolerant:
             raise DataError(f"{where}: client {client.name} has no training examples", hint="leave it out")
         _fit(client, federation.schema, where=where)
     _fit_examples(federation.test, federation.schema, where=f"{where}: the held-out part")

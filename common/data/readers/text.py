@@ -38,13 +38,16 @@ def text_schema(source: DataSource, settings: DataSettings) -> DataSchema:
     )
 
 
-def read_text(source: DataSource, path: Path, settings: DataSettings, *, labelled: bool) -> Collection:
+def read_text(
+    source: DataSource, path: Path, settings: DataSettings, *, labelled: bool, tolerant: bool = False
+) -> Collection:
     """The file as windows for next-token prediction, whose last `test_fraction` is held out; or as labelled lines.
 
     With declared `classes` each line is `class<TAB>text`; a line without a tab has no label. Empty lines are skipped.
 
     Raises:
-        DataError: The file is not UTF-8 text, is too short for one window, or a class is not declared.
+        DataError: The file is not UTF-8 text, is too short for one window (unless `tolerant`), or a class is not
+            declared.
     """
     schema = text_schema(source, settings)
     encode, _ = _encoder(source)
@@ -55,7 +58,7 @@ def read_text(source: DataSource, path: Path, settings: DataSettings, *, labelle
     if source.classes:
         return _lines(text.splitlines(), encode, schema, source, where=path.name, labelled=labelled)
     collection = running_text([("", text)], encode, schema, settings)
-    if not len(collection.examples):
+    if not len(collection.examples) and not tolerant:
         raise DataError(
             f"{path.name} is too short for one example of {settings.sequence_length} tokens",
             hint="lower data.sequence_length, or give more text",

@@ -58,8 +58,9 @@ class Ledger(Protocol):
         budget, not privacy.
 
         Raises:
-            BudgetExhaustedError: The run has had its `planned` events; or this is its first and all of them together
-                would overspend; or this one would. Nothing was written.
+            BudgetExhaustedError: The run has had its `planned` events; or this one is unlike its first in more than the
+                round; or it is the first and all of them together would overspend; or this one would. Nothing was
+                written.
             LedgerError: The ledger cannot be trusted, read or written. Nothing may be released.
         """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from common.errors import BudgetExhaustedError, LedgerError, PrivacyError
@@ -79,6 +79,7 @@ class Standing:
         self.decisions: list[Record] = []
         self._tally = Tally(unit=self.counted)
         self._of_run: Counter[str] = Counter()
+        self._first: dict[str, PrivacyEvent] = {}
         for record in records:
             self.add(record)
 
@@ -122,6 +123,7 @@ class Standing:
                 event = event_from_dict(record["event"])
                 self._tally.add(event)
                 self._of_run[event.run] += 1
+                self._first.setdefault(event.run, event)
                 self.events.append(event)
             elif kind == "budget":
                 self.budget = Budget(**record["budget"])
@@ -141,6 +143,9 @@ class Standing:
     def admit(self, event: PrivacyEvent, *, planned: int, allow_non_private: bool = False) -> float:
         """Epsilon spent once `event` is added, if it may be.
 
+        Guarantee: All events of a run added so are alike but for their round, and each is one of `planned`. So the
+        plan from which the last one came, which keeps the run's target for that many of them, covers all of them.
+
         Raises:
             BudgetExhaustedError: It may not.
             PrivacyError: It is unknown, impossible, or cannot be computed with.
@@ -153,6 +158,9 @@ class Standing:
         before = self._of_run[event.run]
         if before >= planned:
             raise _refused(f"the run planned {planned} private rounds at this site and has had them")
+        # Each request brings its own plan: plans that fit one by one, for other participations, would not together.
+        if before and replace(self._first[event.run], server_round=event.server_round) != event:
+            raise _refused("this round has other noise or another schedule than the run's first one")
         if self._tally.infinite and allow_non_private:
             return math.inf
         if isinstance(event, MatrixGaussian):

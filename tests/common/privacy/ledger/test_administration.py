@@ -154,7 +154,7 @@ class TestAccept:
             tmp_path / "icu.jsonl", counter=tmp_path / "i" / "icu.json", budget=BUDGET, allow_non_private=True
         )
         ledger.reserve(non_private(1), planned=2)
-        ledger.reserve(sampled(2), planned=2)
+        ledger.reserve(sampled(2, run="s"), planned=2)
         cut(ledger)
         accept(ledger, assume="spent")
         assert ledger.events() == [non_private(1)]

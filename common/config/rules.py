@@ -1,0 +1,123 @@
+"""Rules between settings: what contradicts what, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from common.config.settings import RunConfig
+
+_MOST_CORRELATED = 5000
+_NEEDS_EACH_REPLY = frozenset({"qfedavg", "fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"})
+
+Rule = tuple[bool, str, str, str]
+"""Whether a rule between settings is broken; the setting to name; what is wrong; how to mend it."""
+
+
+def all_rules(config: RunConfig) -> tuple[Rule, ...]:
+    """Every rule, broken or not."""
+    return (*_data(config), *_training(config), *_privacy(config))
+
+
+def _data(config: RunConfig) -> Iterator[Rule]:
+    d, natural = config.data, config.data.partition == "natural"
+    yield d.clients == 0 and not natural, "data.clients", "is 0, which only the natural partition fills", "raise it"
+    yield bool(d.sites) and not natural, "data.sites", "needs data.partition = 'natural'", "set it, or remove sites"
+    yield d.folds == 1, "data.folds", "must be 0 or at least 2", "set data.folds = 0 for one held-out part"
+    yield config.comparison.enabled and not d.folds, "comparison.enabled", "needs data.folds", "set data.folds = 10"
+    yield d.fold > 0 and d.fold >= d.folds, "data.fold", "must lie below data.folds", "folds count from 0"
+
+
+def _training(config: RunConfig) -> Iterator[Rule]:
+    t, e, c = config.training, config.evaluation, config.cohort
+    yield (
+        t.local_epochs == 0 and t.local_steps == 0,
+        "training.local_epochs", "is 0 and so is training.local_steps: nothing to do", "set one of them",
+    )  # fmt: skip
+    yield t.momentum > 0 and t.optimizer != "sgd", "training.momentum", "belongs to optimizer = 'sgd'", "remove it"
+    yield e.patience > 0 and not e.every, "evaluation.patience", "needs evaluation.every >= 1", "set it to 1"
+    yield 0 < c.size < c.min_survivors, "cohort.min_survivors", "is more than cohort.size", "lower it"
+    yield (
+        c.over_sampling > 0 and not c.size,
+        "cohort.over_sampling", "needs cohort.size: who asks all has nobody left to ask", "set cohort.size",
+    )  # fmt: skip
+
+
+def _privacy(config: RunConfig) -> Iterator[Rule]:
+    p = config.privacy
+    yield (
+        config.private and p.target_epsilon is None and p.noise_multiplier is None,
+        "privacy.target_epsilon", "is needed in a private run, or privacy.noise_multiplier",
+        "for example --set privacy.target_epsilon=3",
+    )  # fmt: skip
+    yield (
+        config.private and p.target_epsilon is not None and p.noise_multiplier is not None,
+        "privacy.noise_multiplier", "and privacy.target_epsilon are both set: one follows from the other",
+        "leave one out; `--set privacy.target_epsilon=` takes it out of a file or scenario",
+    )  # fmt: skip
+    yield (
+        p.unit == "example" and config.training.local_steps == 0,
+        "training.local_steps", "must be fixed with privacy: epochs depend on the private number of rows",
+        "for example --set training.local_steps=1",
+    )  # fmt: skip
+    yield (
+        config.private and config.strategy.name == "qfedavg",
+        "strategy.name", "qfedavg needs every client's training loss, which a private run does not release",
+        "use fedavg, or privacy.unit = 'none'",
+    )  # fmt: skip
+
+    client, adaptive = p.unit == "client", p.clipping == "adaptive"
+    yield (
+        client and config.strategy.name in _NEEDS_EACH_REPLY,
+        "strategy.name", f"{config.strategy.name} needs each client's update, privacy.unit = 'client' gives it a sum",
+        "use fedavg, fedprox, fedavgm, fedadam, fedyogi or fedadagrad",
+    )  # fmt: skip
+    yield (
+        client and config.cohort.min_survivors > 1,
+        "cohort.min_survivors", "would tell without noise how many answered, if privacy.unit = 'client'",
+        "set it to 1: every round is used",
+    )  # fmt: skip
+    yield (
+        client and config.cohort.over_sampling > 0,
+        "cohort.over_sampling", "would let those who answer first decide, if privacy.unit = 'client'",
+        "set it to 0: noise is made for everybody who is asked",
+    )  # fmt: skip
+    yield (
+        client and config.transport.compression == "top-k",
+        "transport.compression", "top-k adds what was left out before, beyond the norm of privacy.unit = 'client'",
+        "use none, bf16 or int8",
+    )  # fmt: skip
+    yield (
+        config.cohort.sampling == "poisson" and config.cohort.over_sampling > 0,
+        "cohort.over_sampling", "is for cohorts of a fixed size", "use uniform, balanced or cyclic",
+    )  # fmt: skip
+    yield (
+        client and p.clipping == "per-layer",
+        "privacy.clipping", "per-layer is for privacy.unit = 'example'", "use flat or adaptive",
+    )  # fmt: skip
+    yield (
+        p.mechanism == "matrix" and p.unit == "example",
+        "privacy.mechanism", "matrix is for privacy.unit = 'client'", "use independent",
+    )  # fmt: skip
+    yield (
+        client and p.mechanism == "matrix" and config.cohort.size > 0 and config.cohort.sampling != "cyclic",
+        "privacy.mechanism", "matrix needs a fixed schedule", "set cohort.sampling = 'cyclic', or cohort.size = 0",
+    )  # fmt: skip
+    yield (
+        client and p.mechanism == "matrix" and config.rounds > _MOST_CORRELATED,
+        "rounds", f"are more than the {_MOST_CORRELATED} that noise can be correlated over", "lower them",
+    )  # fmt: skip
+    yield (
+        client and p.mechanism == "matrix" and adaptive,
+        "privacy.mechanism", "matrix needs a clipping norm that stays", "set privacy.clipping = 'flat'",
+    )  # fmt: skip
+    yield (
+        config.cohort.sampling == "poisson" and not client and config.private,
+        "cohort.sampling", "poisson gains nothing for privacy.unit = 'example'", "use balanced",
+    )  # fmt: skip
+    yield (
+        p.unit == "example" and 0 < config.data.max_examples < p.expected_batch_size,
+        "privacy.expected_batch_size", "is more than any step can sample of data.max_examples",
+        "lower it: about the sampling rate times a typical client's examples",
+    )  # fmt: skip
