@@ -21,7 +21,6 @@ from flwr.clientapp.typing import ClientAppCallable
 from client.connection import CallRefusedError, Connection, Patience, refusals
 from client.orders import Orders
 from client.outbox import Outbox
-from client.renewal import is_due, renew
 from client.replays import Replays
 from client.resources import SPOOL, SiteResources
 from client.run_state import RunStates
@@ -33,6 +32,7 @@ from common.disk import disk_errors
 from common.errors import CoterieError
 from common.flower import prepare_process
 from common.kit import Kit
+from common.renewal import is_due, renew
 from common.transport import wire_pb2
 from common.transport.wire import ID_BYTES, MOST_ENVELOPE_BYTES, MOST_HELD
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+from os import SEEK_END
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final
@@ -47,7 +48,8 @@ def pack(folder: Path, sink: BinaryIO) -> None:
 def unpack(source: BinaryIO, folder: Path) -> None:
     """Make a run folder of an archive.
 
-    Guarantee: nothing but `FILES`, each once, as plain files, is written; the folder appears whole or not at all.
+    Guarantee: nothing but `FILES`, each once, as plain files, is written, and no more than the archive's own size; the
+    folder appears whole or not at all.
 
     Raises:
         RefusedError: It is not such an archive.
@@ -73,11 +75,15 @@ def unpack(source: BinaryIO, folder: Path) -> None:
 
 def _extract(source: BinaryIO, part: Path) -> set[str]:
     found: set[str] = set()
+    left = source.seek(0, SEEK_END)
+    source.seek(0)
     try:
         with tarfile.open(fileobj=source, mode="r:") as archive:
             for member in archive:
-                content = archive.extractfile(member) if member.isreg() else None
-                if member.name not in FILES or member.name in found or content is None:
+                # A sparse member unfolds to any size: a few bytes would fill the disk.
+                content = archive.extractfile(member) if member.isreg() and not member.issparse() else None
+                left -= member.size
+                if member.name not in FILES or member.name in found or content is None or left < 0:
                     raise RefusedError("the archive holds what no run has", hint="ask the coordinator's administrator")
                 found.add(member.name)
                 with disk_errors(part), (part / member.name).open("xb") as file:

@@ -205,7 +205,9 @@ def _figures(last: dict[str, Any]) -> str:
     loss = last["train_loss"] if last["loss"] is None else last["loss"]
     if loss is not None:
         parts.append(f"loss {loss:.3f}")
-    return ", ".join([*parts, f"{last['seconds']:.1f} s"])
+    if "seconds" in last:
+        parts.append(f"{last['seconds']:.1f} s")
+    return ", ".join(parts)
 
 
 def _moment(at: str | None) -> str:

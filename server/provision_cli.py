@@ -68,7 +68,7 @@ def make(
         raise ConfigError(f"there is no file or command `{file}`", hint=f"did you mean `coterie provision {near[0]}`?")
     federation = load_federation(file)
     done = provision(federation, out)
-    fingerprint = federation_fingerprint(done.root, done.pins.coordinator)
+    fingerprint = federation_fingerprint(done.root, done.pins)
     if as_json:
         made = [{"name": m.name, "role": m.role, "folder": str(m.folder), "archive": str(m.archive)} for m in done.made]
         _print_json(federation=federation.name, fingerprint=fingerprint, made=made, kept=list(done.kept))
@@ -114,6 +114,7 @@ def sign(
     A party that is known with the same keys gets a new certificate.
     """
     from common.enrolment import Request, federation_fingerprint, read_text, record_fingerprint, same_fingerprint
+    from common.pins import Pins
     from server.provisioning import Registry
     from server.provisioning import sign as answer_to
     from server.provisioning.report import hint, pin_hint
@@ -135,7 +136,8 @@ def sign(
         return
     typer.echo(f"{record.role} {record.name} {'joins' if new else 'has a new certificate'}; the answer is in {path}")
     typer.echo(f"fingerprint of the request: {shown}")
-    typer.echo(f"fingerprint of the federation: {federation_fingerprint(registry.root, registry.pins().coordinator)}")
+    federation = federation_fingerprint(registry.root, Pins.from_text(answer.parties))
+    typer.echo(f"fingerprint of the federation in this answer: {federation}")
     if not fingerprint:
         hint(f"compare the first with {record.name}'s administrator, by telephone say, before you hand the answer out")
     if authority is not None and new:
@@ -232,16 +234,22 @@ def issuer(
     *,
     kit: KitOption,
     authority: Annotated[Path, typer.Option("--authority", help="The authority's folder.", show_default=False)],
+    revoke: Annotated[
+        bool, typer.Option("--revoke", help="The old one was stolen: refuse what it signed, at once.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a new issuer under the same root, in both folders: an issuer lasts five years.
 
-    The running server uses it at once, and nobody else needs to know.
+    The running server uses it at once, and nobody else needs to know; except with --revoke: then every party needs a
+    new certificate, by `coterie enroll --kit KIT` there and `coterie provision sign` here.
     """
     from server.provisioning.making import replace_issuer
 
-    made = replace_issuer(authority, kit)
-    old = "the old one is beside it, and still good: delete it, here and at the authority, once all is well"
+    made = replace_issuer(authority, kit, revoke=revoke)
+    old = "the old one is beside it, and still good: delete issuer.old-* in both folders in 30 days"
+    if revoke:
+        old = "every party asks for a new certificate: `coterie enroll --kit KIT` there, `coterie provision sign` here"
     _say(as_json, f"{made} is new", old, issuer=str(made))
 
 

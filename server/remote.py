@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Final, Self
 
 import grpc
+import typer
 
 from common import errors
 from common.config import RunConfig
@@ -20,7 +22,8 @@ from common.crypto import KINDS, Direction, Opening, authorize, open_envelope
 from common.disk import disk_errors
 from common.errors import CoterieError, RefusedError, RunError, UnreachableError
 from common.kit import Kit
-from common.transport.channel import OperatorCalls, channel, refusal_of
+from common.renewal import is_due, renew
+from common.transport.channel import OperatorCalls, PlaneCalls, channel, refusal_of
 from common.transport.wire_pb2 import Question, SubmitRequest
 from server.archive import unpack
 from server.store import RunFolder
@@ -54,8 +57,19 @@ class Coordinator:
         self._calls = OperatorCalls(self._channel)
 
     def __enter__(self) -> Self:
-        """Use the connection."""
+        """Use the connection; renew the operator's certificate first, where a third or less of its life is left."""
+        self._renew()
         return self
+
+    def _renew(self) -> None:
+        """Where that fails, the certificate that is there still serves."""
+        try:
+            if is_due(self._kit):
+                renew(self._kit, PlaneCalls(self._channel))
+        except grpc.RpcError as e:
+            _warn(f"your certificate could not be renewed: {refusal_of(e)}")
+        except CoterieError as e:
+            _warn(f"your certificate could not be renewed: {e}")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -138,8 +152,11 @@ class Coordinator:
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
                 raise RunError(f"{out} exists already", hint="choose a new folder with --out")
             out.parent.mkdir(parents=True, exist_ok=True)
-        blob, plain = (out.with_name(f".{out.name}.{end}") for end in ("sealed", "tar"))
-        try:
+        # A folder of this process alone: a result must not be written through what others put at a name they can guess.
+        with disk_errors(out):
+            scratch = TemporaryDirectory(prefix=".coterie-", dir=out.parent, ignore_cleanup_errors=True)
+        with scratch as folder:
+            blob, plain = Path(folder) / "sealed", Path(folder) / "tar"
             opening = self._download(status["run"], blob)
             if opening.header.run_id.hex() != status["run"]:
                 raise RefusedError("the result is of another run", hint="ask the coordinator's administrator")
@@ -148,9 +165,6 @@ class Coordinator:
             with disk_errors(out), plain.open("rb") as file:
                 unpack(file, out)
             _check_configuration(opening, out)
-        finally:
-            blob.unlink(missing_ok=True)
-            plain.unlink(missing_ok=True)
         return status
 
     def _download(self, run: str, blob: Path) -> Opening:
@@ -211,6 +225,11 @@ class Coordinator:
         refusal = refusal_of(error)
         what, hint = _HINTS.get(refusal, (f"refuses: {refusal}", "ask the coordinator's administrator"))
         return UnreachableError(f"the coordinator at {self._kit.address} {what}", hint=hint)
+
+
+def _warn(text: str) -> None:
+    """On stderr: stdout is the answer's."""
+    typer.echo(f"warning: {text}", err=True)
 
 
 def _decrypt(opening: Opening, blob: Path, plain: Path) -> None:

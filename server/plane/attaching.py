@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from contextlib import suppress
 from typing import Final
@@ -20,6 +21,8 @@ from server.plane.refusals import RefusedCallError
 
 _MOST_WAITING: Final = 4096
 """Events that an agent may leave unread."""
+_VERSION: Final = re.compile(r"[0-9A-Za-z.+-]{1,40}\Z")
+"""What an agent may call its version: operators' terminals show it."""
 _MOST_A_SECOND: Final = 200
 """Events of an agent that are taken in a second; more wait, which holds it back."""
 
@@ -102,7 +105,11 @@ class Attaching:
         if hello.protocol != wire.PROTOCOL:
             raise RefusedCallError(Refusal.PROTOCOL)
         ids = [hello.instance, *hello.held]
-        if len(hello.held) > wire.MOST_HELD or len(hello.version) > 64 or any(len(i) != wire.ID_BYTES for i in ids):
+        if (
+            len(hello.held) > wire.MOST_HELD
+            or not _VERSION.match(hello.version)
+            or any(len(i) != wire.ID_BYTES for i in ids)
+        ):
             raise RefusedCallError(Refusal.MALFORMED)
         return hello
 

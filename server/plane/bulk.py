@@ -23,6 +23,8 @@ class Bulk:
     def __init__(self, hub: Hub, limits: Limits, files: Files) -> None:
         self._hub, self._limits, self._files = hub, limits, files
         self._places = asyncio.Semaphore(limits.uploads)
+        self._streams: dict[tuple[str, bytes], Call] = {}
+        """The one stream of each update: a site that opens more must not hold the places of the others."""
 
     async def fetch(self, call: Call, request: bytes, context: Context) -> None:
         """Send a blob from an offset on."""
@@ -51,11 +53,19 @@ class Bulk:
         received = self._check(site, start)
         if received is not None:
             return _status(received, complete=True)
-        async with self._places:  # until then nothing is read, which holds the sender back
-            received = self._check(site, start)  # much can have happened meanwhile
-            if received is not None:
-                return _status(received, complete=True)
-            return await self._receive(site, start, context)
+        whose = (site, start.message_id)
+        before, self._streams[whose] = self._streams.get(whose), call
+        if before is not None:
+            before.close(Refusal.SUPERSEDED)
+        try:
+            async with self._places:  # until then nothing is read, which holds the sender back
+                received = self._check(site, start)  # much can have happened meanwhile
+                if received is not None:
+                    return _status(received, complete=True)
+                return await self._receive(site, start, context)
+        finally:
+            if self._streams.get(whose) is call:
+                del self._streams[whose]
 
     def _check(self, site: str, start: wire_pb2.UploadStart) -> int | None:
         """Refuse what cannot become an answer; the size of the update, where it is there already."""
@@ -73,7 +83,12 @@ class Bulk:
     async def _receive(self, site: str, start: wire_pb2.UploadStart, context: Context) -> bytes:
         uploads, message_id = self._hub.uploads, start.message_id
         begin = partial(uploads.begin, envelope=start.envelope, size=start.blob_bytes, offset=start.offset)
-        writing = await self._files.run(begin, message_id)
+        opening = asyncio.ensure_future(self._files.run(begin, message_id))
+        try:
+            writing = await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the thread goes on, and leaves an open file
+            opening.add_done_callback(self._let_go)
+            raise
         try:
             try:
                 self._hub.book.awaited(site, message_id)
@@ -86,6 +101,10 @@ class Bulk:
             return _status(start.blob_bytes, complete=True)
         finally:
             self._files.later(writing.close)
+
+    def _let_go(self, opening: asyncio.Future[Writing]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._files.later(opening.result().close)
 
     async def _frames(self, writing: Writing, context: Context) -> bool:
         """Write frame by frame until the sender ends; whether all is there."""

@@ -17,6 +17,18 @@ from server.plane.refusals import RefusedCallError
 T = TypeVar("T")
 
 
+Signature = tuple[int, int, int]
+
+
+def signature(path: Path) -> Signature | None:
+    """What changes when a file is replaced or written; None where there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_mtime_ns, facts.st_ino, facts.st_size
+
+
 class Files:
     """Runs what blocks in threads of its own."""
 

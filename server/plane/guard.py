@@ -32,11 +32,11 @@ _SAME_REFUSAL_SECONDS: Final = 60.0
 class Call:
     """One open call. `close` ends it from any thread."""
 
-    def __init__(self, identity: PeerIdentity) -> None:
+    def __init__(self, identity: PeerIdentity, certificate: bytes) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a call is opened in its own task")
-        self.identity = identity
+        self.identity, self.certificate = identity, certificate
         self.loop = asyncio.get_running_loop()
         self.refusal: Refusal | None = None
         self._task = task
@@ -74,14 +74,15 @@ class Guard:
         async def call(request: Any, context: Context) -> Any:
             who = ""
             try:
-                identity = self._admission.identify(context.auth_context())
+                certificate = self._admission.certificate(context.auth_context())
+                identity = self._admission.identify(certificate)
                 who = identity.name
                 self._admission.check(identity, allowed)
                 if streams:
                     # Before the call can be closed: gRPC cannot end a call, and would leave its peer to hang, while a
                     # first message with the metadata in it is still on the way.
                     await context.send_initial_metadata(())
-                with self._opened(identity) as current:
+                with self._opened(identity, certificate) as current:
                     return await _until_closed(current, handler(current, request, context))
             except RefusedCallError as e:
                 self._note(who, e.refusal)
@@ -107,10 +108,11 @@ class Guard:
         self._hub.shut_out(self._admission.denied_sites())
         for call in list(self._open):
             identity = call.identity
-            if self._admission.current(identity) or call.refusal is not None:
+            issued = self._admission.issued(call.certificate)
+            if (issued and self._admission.current(identity)) or call.refusal is not None:
                 continue
             call.close(Refusal.DENIED)
-            if identity.role == "site" and not self._admission.expired(identity):
+            if identity.role == "site" and issued and not self._admission.expired(identity):
                 self._hub.give_up(identity.name)
             self._hub.note("denied", identity.name, detail=f"{identity.serial:x}")
         if self._reviewed not in {None, state}:
@@ -124,13 +126,13 @@ class Guard:
             call.close(refusal)
 
     @contextmanager
-    def _opened(self, identity: PeerIdentity) -> Iterator[Call]:
+    def _opened(self, identity: PeerIdentity, certificate: bytes) -> Iterator[Call]:
         whose = (identity.role, identity.name)
         if self._stopping:
             raise RefusedCallError(Refusal.STOPPING)
         if self._counts[whose] >= self._calls_each:
             raise RefusedCallError(Refusal.BUSY)
-        call = Call(identity)
+        call = Call(identity, certificate)
         self._counts[whose] += 1
         self._open.add(call)
         try:

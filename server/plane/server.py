@@ -15,13 +15,13 @@ from common.errors import CoterieError, RunError
 from common.kit import CHAIN, Kit, Tls
 from common.transport.channel import SERVER_OPTIONS, server_credentials
 from common.transport.wire import Refusal
-from server.plane.admission import Admission, signature
+from server.plane.admission import Admission
 from server.plane.attaching import Attaching
 from server.plane.bulk import Bulk
 from server.plane.desk import OperatorDesk
 from server.plane.enrolling import Enrolling
 from server.plane.faults import log_fault
-from server.plane.files import Files
+from server.plane.files import Files, signature
 from server.plane.guard import Guard
 from server.plane.hub import Hub
 from server.plane.limits import Limits

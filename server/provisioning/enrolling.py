@@ -7,6 +7,7 @@ record whose owner signed the request.
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -20,6 +21,9 @@ from server.provisioning.denied import DENIED, Denied
 from server.provisioning.registry import Registry
 from server.provisioning.settings import host_of
 from server.provisioning.tokens import coordinator_registry, good_token, mark_used
+
+MOST_CERTIFICATES: Final = 32
+"""That a party may hold at once by renewal. It needs two; more is somebody who fills the disk. `sign` gives more."""
 
 
 def enrol(kit: Kit, identity: PeerIdentity, csr_pem: bytes, record_json: str, signature: bytes) -> tuple[bytes, str]:
@@ -61,7 +65,8 @@ def renew(kit: Kit, identity: PeerIdentity, csr_pem: bytes) -> bytes:
     """A new certificate for whoever holds a valid one: same name, same role, the key of this request.
 
     Raises:
-        RefusedError: The holder is shut out, is no party any more, or the request is not sound.
+        RefusedError: The holder is shut out, is no party any more, has had too many of late, or the request is not
+            sound.
         KitError: The kit cannot be read.
     """
     public_key, registry = read_csr(csr_pem), coordinator_registry(kit.folder)
@@ -69,7 +74,12 @@ def renew(kit: Kit, identity: PeerIdentity, csr_pem: bytes) -> bytes:
     pinned = registry.pins().find(identity.name)
     if identity.federation != kit.federation or pinned is None or pinned.role != identity.role:
         raise RefusedError(f"{identity.role} `{identity.name}` is no party of this federation")
-    return registry.issue(public_key, role=pinned.role, name=pinned.name, hosts=_hosts(registry, pinned))
+    with locked(kit.folder):
+        denied = Denied(kit.folder / DENIED)
+        good = [each for each in registry.unexpired().get(pinned.name, ()) if not denied.refuses(each)]
+        if len(good) >= MOST_CERTIFICATES:
+            raise RefusedError(f"`{pinned.name}` has {MOST_CERTIFICATES} certificates that are good")
+        return registry.issue(public_key, role=pinned.role, name=pinned.name, hosts=_hosts(registry, pinned))
 
 
 def renew_own(kit: Kit, *, now: datetime | None = None) -> bool:

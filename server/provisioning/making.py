@@ -78,10 +78,11 @@ def provision(federation: Federation, out: Path) -> Provisioned:
     return Provisioned(made=made, kept=(), pins=pins, root=authority.root, server_kit=out / COORDINATOR)
 
 
-def replace_issuer(authority_folder: Path, server_kit: Path) -> Path:
+def replace_issuer(authority_folder: Path, server_kit: Path, *, revoke: bool = False) -> Path:
     """Give authority and coordinator a new issuer under the same root, before the old one expires; the new one's place.
 
-    What the old one signed stays good: this is no way to take back a stolen issuer.
+    What the old one signed stays good while the old one lies beside it, as `issuer.old-N`. With `revoke` it is refused
+    at once: old issuers are then kept as `issuer.revoked-N`.
 
     Raises:
         KitError: A folder is not what it should be, or cannot be written.
@@ -94,11 +95,20 @@ def replace_issuer(authority_folder: Path, server_kit: Path) -> Path:
         with locked(folder), new_folder(folder / f"{ISSUER}.next") as temporary:
             issuer.save(temporary)
         with locked(folder):
-            number = sum(1 for _ in folder.glob(f"{ISSUER}.old-*")) + 1
-            (folder / ISSUER).rename(folder / f"{ISSUER}.old-{number}")
+            (folder / ISSUER).rename(_free(folder, "old"))
             (folder / f"{ISSUER}.next").rename(folder / ISSUER)
+            for old in sorted(folder.glob(f"{ISSUER}.old-*")) if revoke else []:
+                old.rename(_free(folder, "revoked"))
         write_archive(folder)
     return server_kit / ISSUER
+
+
+def _free(folder: Path, kind: str) -> Path:
+    """Where a former issuer is kept."""
+    number = 1
+    while (path := folder / f"{ISSUER}.{kind}-{number}").exists():
+        number += 1
+    return path
 
 
 def _extend(federation: Federation, out: Path, registry: Registry) -> Provisioned:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,6 +72,14 @@ class Registry:
         identity = peer_identity(chain)
         record(self.folder, identity)
         return chain
+
+    def unexpired(self, *, now: datetime | None = None) -> dict[str, list[PeerIdentity]]:
+        """Every certificate of each party that is good by its dates, newest last; those of tokens are left out."""
+        moment, found = now or datetime.now(UTC), dict[str, list[PeerIdentity]]()
+        for identity in _issued(self.folder):
+            if identity.role != "enrol" and identity.not_after > moment:
+                found.setdefault(identity.name, []).append(identity)
+        return found
 
     def newest(self) -> dict[str, PeerIdentity]:
         """The certificate of each party that is valid longest; those of tokens are left out."""

@@ -68,6 +68,7 @@ def kit_facts(folder: Path) -> dict[str, Any]:
     facts = read_facts(folder)
     issuing = facts.role in {"authority", "coordinator"}
     certificates = dict(Registry.open(folder).newest()) if issuing else {}
+    good = Registry.open(folder).unexpired() if issuing else {}
     if facts.role != "authority":
         certificates[facts.name] = load_kit(folder, role=None).certificate()
     pins = read_pins(folder)
@@ -83,6 +84,7 @@ def kit_facts(folder: Path) -> dict[str, Any]:
                 "fingerprint": record_fingerprint(record),
                 "key_id": record.key_id.hex(),
                 "serial": f"{found.serial:x}" if found else None,
+                "serials": [f"{each.serial:x}" for each in good.get(record.name, [])],
                 "not_after": found.not_after.isoformat() if found else None,
                 "expired": found.not_after <= datetime.now(UTC) if found else None,
                 "denied": denied is None or bool({record.name, f"serial:{found.serial:x}" if found else ""} & denied),
@@ -94,7 +96,7 @@ def kit_facts(folder: Path) -> dict[str, Any]:
         "name": facts.name,
         "role": facts.role,
         "server": facts.server,
-        "fingerprint": federation_fingerprint(read(folder / ROOT), pins.coordinator),
+        "fingerprint": federation_fingerprint(read(folder / ROOT), pins),
         "parties": parties,
         "denied": None if denied is None else sorted(denied),
     }
@@ -108,7 +110,7 @@ def show_table(facts: dict[str, Any]) -> Table:
     for party in facts["parties"]:
         until = "-" if party["not_after"] is None else party["not_after"][:16].replace("T", " ")
         note, style = ("denied", "red") if party["denied"] else ("expired", "yellow") if party["expired"] else ("", "")
-        serial = [party["serial"] or "-"] if with_serials else []
+        serial = ["\n".join(party["serials"]) or party["serial"] or "-"] if with_serials else []
         cells = (party["name"], party["role"], party["fingerprint"], until, *serial)
         table.add_row(*map(Text, cells), Text(note, style=style))
     return table

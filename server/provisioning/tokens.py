@@ -71,6 +71,7 @@ def make_token(folder: Path, name: str, *, role: Literal["site", "operator"] = "
         role=role,
         suite=next(word for word, suite in SUITES.items() if suite is pins.coordinator.suite),
         coordinator=pins.coordinator.key_id.hex(),
+        parties=[record.key_id.hex() for record in pins.records() if record.role != "coordinator"],
         chain=chain.decode("ascii"),
         key=SecretStr(encode_tls_key(key).decode("ascii")),
         root=registry.root.decode("ascii"),

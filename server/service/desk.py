@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, Final
 
 from common.config.load import parse_config
 from common.crypto import PeerIdentity, read_authorization
-from common.errors import ConfigError, CoterieError, RefusedError, RunError
+from common.errors import CoterieError, RefusedError, RunError
 from server.plane.desk import Document, Download
 from server.service.admission import check_submission
 from server.service.audit import AUDIT, Line, read_lines
@@ -22,6 +21,7 @@ from server.service.runner import Workplace
 from server.service.scheduler import Scheduler
 from server.service.sealing import SealedResults
 from server.service.state import ENDED, Run, ServiceState, find_run
+from server.service.telling import Teller, tells_names, told_round
 
 MOST_OPEN: Final = 1000
 """Runs that may wait at once."""
@@ -29,8 +29,6 @@ _PULSE_SECONDS: Final = 2.0
 """How often who follows is given the chance to go."""
 _MOST_LINES: Final = 10_000
 _LAST_LINE: Final = "run-ended"
-_NAMING: Final = frozenset({"asked", "received", "failed", "late", "cancelled"})
-"""Lines of the audit log that say who takes part."""
 
 
 class Desk:
@@ -104,8 +102,9 @@ class Desk:
             return self._status(self._find(run))
         if what == "logs":
             found = self._find(run)
+            teller = Teller(found)
             lines = list(read_lines(self._audit_path, wanted=lambda line: line.get("run") == found.run_id))
-            shown = [told for line in lines if (told := self._told(found, line)) is not None]
+            shown = [told for line in lines if (told := teller.told(line)) is not None]
             return {"run": found.run_id, "lines": shown[-_MOST_LINES:]}
         if what == "stop":
             found = self._find(run)
@@ -167,11 +166,12 @@ class Desk:
 
     def _follow_logs(self, run: Run) -> Iterator[Document | None]:
         waiting: queue.SimpleQueue[Line] = queue.SimpleQueue()
+        teller = Teller(run)
         end = self._place.audit.watch(lambda line: waiting.put(line) if line.get("run") == run.run_id else None)
         try:
             past = list(read_lines(self._audit_path, wanted=lambda line: line.get("run") == run.run_id))
             for line in past:
-                if (told := self._told(run, line)) is not None:
+                if (told := teller.told(line)) is not None:
                     yield {"line": told}
             last = past[-1]["number"] if past else -1
             ended = run.status in ENDED or any(line["event"] == _LAST_LINE for line in past)
@@ -181,20 +181,11 @@ class Desk:
                 except queue.Empty:
                     yield None
                     continue
-                if line["number"] > last and (told := self._told(run, line)) is not None:
+                if line["number"] > last and (told := teller.told(line)) is not None:
                     yield {"line": told}
                 ended = line["event"] == _LAST_LINE
         finally:
             end()
-
-    def _told(self, run: Run, line: Line) -> Line | None:
-        """A line of the log as operators see it."""
-        shown = {key: value for key, value in line.items() if key not in {"previous", "run"}}
-        if not _tells_names(run):
-            if line["event"] in _NAMING:
-                return None
-            shown = {key: value for key, value in shown.items() if key not in {"cohort", "survivors", "failures"}}
-        return shown
 
     def _status(self, run: Run) -> dict[str, Any]:
         live = self._place.board.live(run.run_id)
@@ -218,17 +209,14 @@ class Desk:
 
     def _progress(self, run: Run, live: Live) -> dict[str, Any]:
         result = self._result(run) if run.status == "completed" else {}
-        last = dict(live.last) if live.last else None
-        if last and not _tells_names(run):
-            del last["survivors"], last["asked"]
-        names = _tells_names(run)
+        names = tells_names(run)
         return {
             "step": live.step,
             "round": live.server_round or result.get("rounds") or 0,
             "rounds_done": max(live.done, result.get("rounds") or 0),
             "cohort": list(live.cohort) if names else [],
             "replies": self._replies(live) if names else {},
-            "last_round": last,
+            "last_round": told_round(run, dict(live.last)) if live.last else None,
             "accuracy": result.get("accuracy"),
             "loss": result.get("loss"),
             "majority_accuracy": result.get("majority_accuracy"),
@@ -257,30 +245,19 @@ class Desk:
         attached = self._place.hub.attached()
         denied = Denied(self._place.kit.folder / DENIED)
         running = {site: run.run_id for run in self._state.runs("running") for site in run.sites}
+        # What a site does, and what waits for it, says who is asked.
+        hidden = {s for r in self._state.runs("running", "stopping") if not tells_names(r) for s in r.sites}
         return [
             {
                 "name": name,
                 "attached": name in attached,
                 "denied": denied.refuses_name(name),
                 "since": attached[name].since if name in attached else None,
-                "state": attached[name].state if name in attached else None,
+                "state": attached[name].state if name in attached and name not in hidden else None,
                 "version": attached[name].version if name in attached else None,
-                "open_orders": attached[name].open_orders if name in attached else 0,
+                "open_orders": attached[name].open_orders if name in attached and name not in hidden else 0,
                 "run": running.get(name),
                 "key_id": record.key_id.hex(),
             }
             for name, record in sorted(self._place.kit.pins().sites.items())
         ]
-
-
-def _tells_names(run: Run) -> bool:
-    """Whether a run may say who takes part."""
-    return _unit(run.config) in {"none", "example"}
-
-
-@lru_cache(maxsize=256)
-def _unit(config: str) -> str:
-    try:
-        return parse_config(config).privacy.unit
-    except ConfigError:
-        return ""

@@ -28,6 +28,7 @@ from server.service.audit import AUDIT, SECURED, AuditLog, Line
 from server.service.board import Board
 from server.service.desk import Desk
 from server.service.orders import Stop
+from server.service.repeats import Repeats
 from server.service.runner import RUNS, Workplace, carry_out
 from server.service.scheduler import Scheduler
 from server.service.sealing import RESULTS, SealedResults
@@ -94,6 +95,7 @@ class Service:
         self._state = ServiceState(self._folder / DATABASE)
         self._audit = AuditLog(self._folder / AUDIT, self._state)
         self._audit.watch(_journal)
+        self._repeats = Repeats()
         self._board = Board()
         self._place = Workplace(
             kit=kit, state=self._folder, hub=self._hub, audit=self._audit, board=self._board, site=_own_site(kit)
@@ -169,8 +171,10 @@ class Service:
     def _observe(self, event: Event) -> None:
         """What the plane tells, from its own thread."""
         name = _AUDITED.get(event.kind)
-        if name is not None:
-            self._audit.record(name, party=event.party, detail=event.detail)
+        comes_or_goes = event.kind in {"attached", "detached"}
+        untold = self._repeats.left_out(event.party) if comes_or_goes else 0
+        if name is not None and untold is not None:
+            self._audit.record(name, party=event.party, detail=event.detail, untold=untold or None)
         if event.kind in {"attached", "detached", "list-changed"}:
             self._scheduler.wake()
         if event.kind in {"attached", "detached", "order-sent"}:

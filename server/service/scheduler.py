@@ -114,7 +114,7 @@ class Scheduler:
         """Why a run has not started."""
         attached = self._attached()
         needed = self._needed(run)
-        before = [r for r in self._open() if r.position < run.position and self._needed(r) & needed]
+        before = [r for r in self._open() if r.position < run.position and needed & set(r.sites)]
         return Waiting(
             sites=tuple(site for site in run.sites if site in needed - attached), runs=tuple(r.run_id for r in before)
         )

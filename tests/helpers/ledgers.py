@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -33,7 +34,7 @@ class LedgerContract:
 
     def test_events_are_kept_in_their_order(self, open_ledger):
         """Also for whoever opens the ledger next."""
-        events = [sampled(1), sampled(2, run="s"), matrix(run="m"), sampled(3, noise=5.0, distance=1e-9)]
+        events = [sampled(1), sampled(2, run="s"), matrix(run="m"), sampled(3, noise=5.0, distance=1e-9, run="t")]
         for event in events:
             open_ledger(ROOMY).reserve(event, planned=9)
         assert open_ledger(ROOMY).events() == events
@@ -55,7 +56,7 @@ class LedgerContract:
         ledger = open_ledger(room_for([sampled()] * 2))
         ledger.reserve(sampled(1), planned=2)
         with pytest.raises(BudgetExhaustedError) as caught:
-            ledger.reserve(sampled(2, noise=1.0), planned=2)
+            ledger.reserve(sampled(2, noise=1.0, run="another"), planned=1)
         assert "administrator" in caught.value.hint
         assert ledger.events() == [sampled(1)]
         ledger.reserve(sampled(2), planned=2)
@@ -77,6 +78,30 @@ class LedgerContract:
             ledger.reserve(sampled(3), planned=2)
         ledger.reserve(sampled(1, run="another"), planned=2)
         assert len(ledger.events()) == 3
+
+    @pytest.mark.parametrize(
+        ("first", "later"),
+        [
+            (sampled(1), sampled(2, noise=2.0000001)),
+            (sampled(1), sampled(2, noise=1.9)),
+            (sampled(1), sampled(2, rate=0.5)),
+            (sampled(1), sampled(2, steps=2)),
+            (sampled(1), matrix(server_round=6)),
+            (matrix(), matrix(server_round=6, participations=3)),
+            (matrix(), matrix(server_round=6, min_separation=4)),
+            (matrix(), sampled(6)),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_a_run_keeps_to_what_it_first_said(self, open_ledger, first, later):
+        """A plan a request, each of which keeps the run's target, would together spend more than it; more noise, too.
+        Whoever opens the ledger next knows it still.
+        """
+        open_ledger(ROOMY).reserve(first, planned=1)
+        with pytest.raises(BudgetExhaustedError, match="first one"):
+            open_ledger(ROOMY).reserve(later, planned=9)
+        assert open_ledger(ROOMY).events() == [first]
+        open_ledger(ROOMY).reserve(replace(first, server_round=6), planned=2)
 
     def test_another_run_spends_of_the_same_budget(self, open_ledger):
         """Of any coordinator, with any mechanism."""
@@ -128,9 +153,9 @@ class LedgerContract:
         """From then on epsilon is infinite, and only a site that permits that goes on."""
         ledger = open_ledger(ROOMY, allow_non_private=True)
         assert ledger.reserve(non_private(), planned=9) == math.inf
-        assert ledger.reserve(sampled(2), planned=9) == math.inf
+        assert ledger.reserve(sampled(2, run="s"), planned=9) == math.inf
         with pytest.raises(BudgetExhaustedError):
-            open_ledger(ROOMY).reserve(sampled(3), planned=9)
+            open_ledger(ROOMY).reserve(sampled(3, run="s"), planned=9)
 
     @pytest.mark.parametrize(
         "fields",

@@ -102,6 +102,25 @@ def test_an_archive_holds_a_runs_files_and_nothing_else(tmp_path: Path, members:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_sparse_member_is_refused(tmp_path: Path) -> None:
+    """A few hundred bytes that unfold to a full disk."""
+    buffer, facts = io.BytesIO(), tarfile.TarInfo("model.safetensors")
+    size = 300 << 20
+    facts.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.map": "0,0",
+        "GNU.sparse.size": str(size),
+        "GNU.sparse.name": "model.safetensors",
+    }
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as file:
+        file.addfile(facts)
+    buffer.seek(0)
+    with pytest.raises(RefusedError, match="what no run has"):
+        unpack(buffer, tmp_path / "out" / "run")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_an_archive_that_was_cut_off_leaves_nothing(tmp_path: Path) -> None:
     whole = packed(finished(tmp_path / "source"))
     with pytest.raises(RefusedError):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from common.errors import RefusedError, RunError
+from common.errors import KitError, RefusedError, RunError
 from server.archive import FILES
 from server.remote import Coordinator
 from server.service.process import RESULTS
@@ -177,3 +178,54 @@ def test_a_run_that_lost_its_files_has_no_result(clinic: Clinic, alice: Coordina
             alice.fetch(RUN, out)
     finally:
         path.with_name("gone").rename(path)
+
+
+class TestRenewal:
+    """An operator's certificate lasts, though an operator has no process that runs all the time."""
+
+    def test_a_certificate_that_ends_soon_is_renewed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By the first call that is made then; the next connection shows the new one."""
+        clinic = Clinic(tmp_path)
+        with clinic.serving():
+            before = clinic.kit("alice").certificate()
+            with clinic.operator():
+                assert clinic.kit("alice").certificate() == before, "there is time yet"
+            monkeypatch.setattr("server.remote.is_due", lambda _: True)
+            with clinic.operator() as alice:
+                after = clinic.kit("alice").certificate()
+                assert after.serial != before.serial
+                assert alice.ask("runs") == {"runs": []}
+            monkeypatch.undo()
+            with clinic.operator() as alice:
+                assert alice.ask("runs") == {"runs": []}
+
+    def test_a_renewal_that_fails_stops_nobody(
+        self, clinic: Clinic, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Neither a coordinator that refuses it nor a kit that cannot be written. It is said, beside the answer."""
+        monkeypatch.setattr("server.remote.is_due", lambda _: True)
+        for error in (_BrokenError(), KitError("the kit cannot be written")):
+            monkeypatch.setattr("server.remote.renew", _raises(error))
+            capsys.readouterr()
+            with clinic.operator() as alice:
+                assert alice.ask("runs")["runs"]
+            assert "could not be renewed" in capsys.readouterr().err
+
+
+def _raises(error: Exception) -> Any:
+    def call(*_: object) -> None:
+        raise error
+
+    return call
+
+
+def test_a_result_is_not_written_through_a_link(alice: Coordinator, out: Path, tmp_path: Path) -> None:
+    """Somebody who can write to the folder laid links at the names that could be guessed."""
+    victim = tmp_path / "victim"
+    victim.write_text("keep")
+    out.parent.mkdir()
+    for end in ("sealed", "tar", "part"):
+        (out.parent / f".{out.name}.{end}").symlink_to(victim)
+    with suppress(RunError):
+        alice.fetch(RUN, out)
+    assert victim.read_text() == "keep"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from common.transport.channel import OperatorCalls, PlaneCalls, channel, server_
 from server.plane.admission import Admission
 from server.plane.orders import Failed
 from server.provisioning.denied import deny
+from server.provisioning.making import replace_issuer
 from tests.helpers.plane import Agent, Plane, Tap, copy_kits, cut, in_thread, kit, refused, upload
 
 QUESTION = wire_pb2.Question(what="runs")
@@ -129,6 +131,33 @@ def test_an_expired_certificate_does_not_get_through_tls(guarded: Plane, issuer:
     """TLS looks at the clock."""
     expired = leaf(issuer, guarded.tls("server").root, role="site", name="hospital-a", life=timedelta(hours=-1))
     assert refused(lambda: guarded.calls(expired).upload_state(b"m" * 16)) == "unreachable"
+
+
+@pytest.mark.parametrize("way", ["deleted", "revoked"])
+def test_a_stolen_issuer_ends(start: Callable[..., Plane], kits: Path, tmp_path: Path, way: str):
+    """While it lies beside the new one what it signed is good; then new calls are refused and open streams closed."""
+    plane = start(kits=copy_kits(kits, tmp_path / "kits"))
+    server = plane.kits / "server"
+    stolen = Issuer.load(server / "issuer")
+    posing = leaf(stolen, plane.tls("server").root, role="site", name="hospital-a")
+    made = replace_issuer(plane.kits / "authority", server)
+    agent = Agent(plane.calls(posing))
+    agent.next("welcome")
+    newer = leaf(Issuer.load(made), plane.tls("server").root, role="site", name="hospital-b")
+    honest = Agent(plane.calls(newer))
+    honest.next("welcome")
+    if way == "deleted":
+        shutil.rmtree(server / "issuer.old-1")
+    else:
+        honest.close()
+        made = replace_issuer(plane.kits / "authority", server, revoke=True)
+        honest = Agent(plane.calls(leaf(Issuer.load(made), plane.tls("server").root, role="site", name="hospital-b")))
+        honest.next("welcome")
+    assert agent.end() == "denied"
+    assert refused(lambda: plane.calls(posing).upload_state(b"m" * 16)) == "denied"
+    honest.beat()
+    honest.next("ping")
+    honest.close()
 
 
 def test_a_servers_certificate_is_not_a_clients(guarded: Plane):

@@ -184,7 +184,8 @@ def test_what_no_agent_says_ends_its_stream(plane: Plane):
         agent.say(**event)
         assert agent.end() == "malformed"
         plane.seen.wait_for("detached", count=plane.seen.kinds().count("attached"))
-    for hello in ({"instance": b"short"}, {"held": [b"short"]}, {"held": [b"i" * 16] * 1025}, {"version": "v" * 65}):
+    versions = [{"version": version} for version in ("", "v" * 41, "1\x1b[2J", "1\n", "é")]
+    for hello in ({"instance": b"short"}, {"held": [b"short"]}, {"held": [b"i" * 16] * 1025}, *versions):
         assert Agent(plane.calls("hospital-a"), **hello).end() == "malformed"
 
 

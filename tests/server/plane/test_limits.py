@@ -65,6 +65,26 @@ def test_a_peer_that_stops_sending_loses_its_place(start: Callable[..., Plane]):
     assert upload(plane.calls("hospital-a"), slow, blob, offset=10).complete
 
 
+def test_a_site_that_opens_its_upload_again_and_again_holds_one_place(start: Callable[..., Plane]):
+    """The stream before loses its place at once, not only when it has been silent for long; others get theirs."""
+    plane = start(uploads=2, idle_seconds=BOUND * 10)
+    order, other, blob = plane.order("hospital-a"), plane.order("hospital-b"), os.urandom(1000)
+    calls, taps = plane.calls("hospital-a"), [Tap([]) for _ in range(4)]
+    with ExitStack() as stack:
+        before = None
+        for number, tap in enumerate(taps):
+            done = stack.enter_context(in_thread(partial(upload, calls, order, blob, frames=tap, offset=number)))
+            if before is not None:
+                assert before.get(timeout=BOUND) == "superseded"
+            tap.put(b"x")
+            while plane.hub.uploads.received(order.message_id) == number:
+                pass
+            before = done
+        assert upload(plane.calls("hospital-b"), other, blob).complete
+        for tap in taps:
+            tap.end()
+
+
 def test_a_peer_that_drips_loses_its_place(start: Callable[..., Plane]):
     """A byte now and then, or byte after byte, is no progress."""
     plane = start(idle_seconds=0.2)

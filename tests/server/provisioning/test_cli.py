@@ -8,8 +8,10 @@ import stat
 import pytest
 
 from common.cli import main
+from common.crypto import generate_tls_key, make_csr, peer_identity
 from common.enrolment import Token
 from common.kit import load_kit
+from server.provisioning import renew
 from tests.helpers.kits import copy_kits, request_of
 
 
@@ -187,6 +189,19 @@ def test_show_lists_everybody(at, coterie):
     own = json.loads(coterie("show", "--kit", "kits/north", "--json")[1])
     assert [party["name"] for party in own["parties"] if party["serial"]] == ["north"]
     assert own["fingerprint"] == facts["fingerprint"]
+
+
+def test_show_lists_every_certificate_that_is_good(at, coterie):
+    """Of a stolen key, the thief may have renewed the certificate: its serial must be there to be denied."""
+    server, held = load_kit(at / "kits/server", role=None), load_kit(at / "kits/north", role="site").certificate()
+    csr = make_csr(generate_tls_key(), federation="study", role="site", name="north")
+    serials = [f"{held.serial:x}", *(f"{peer_identity(renew(server, held, csr)).serial:x}" for _ in range(2))]
+    facts = json.loads(coterie("show", "--kit", "kits/server", "--json")[1])
+    assert facts["parties"][1]["serials"] == serials
+    out = coterie("show", "--kit", "kits/server")[1]
+    for serial in serials:
+        assert serial in out
+        assert coterie("deny", serial, "--kit", "kits/server")[0] == 0
 
 
 def test_show_tells_what_a_deny_list_does_not_do(at, coterie):

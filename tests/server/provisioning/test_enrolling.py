@@ -18,6 +18,7 @@ from common.kit import load_kit, read_pins
 from common.pins import Pins
 from server.provisioning import Registry, enrol, make_token, renew, renew_own, sign
 from server.provisioning.denied import deny, serial_entry
+from server.provisioning.enrolling import MOST_CERTIFICATES
 from server.provisioning.tokens import TOKENS
 from tests.helpers.kits import copy_kits, request_of
 
@@ -246,6 +247,18 @@ def test_who_is_denied_or_unknown_does_not_renew(kit):
     deny(kit.folder, "north")
     with pytest.raises(RefusedError, match="deny list"):
         renew(kit, held, csr)
+
+
+def test_a_party_holds_so_many_certificates(kit):
+    """One that renews and renews fills no disk; those that are denied do not count, and others are not affected."""
+    held = load_kit(kit.folder.parent / "north", role="site").certificate()
+    csr = make_csr(generate_tls_key(), federation="study", role="site", name="north")
+    chains = [renew(kit, held, csr) for _ in range(MOST_CERTIFICATES - 1)]
+    with pytest.raises(RefusedError, match="certificates that are good"):
+        renew(kit, held, csr)
+    renew(kit, load_kit(kit.folder.parent / "alice", role=None).certificate(), csr)
+    deny(kit.folder, f"serial:{peer_identity(chains[0]).serial:x}")
+    assert renew(kit, held, csr)
 
 
 def test_the_coordinator_renews_its_own(kit):

@@ -122,7 +122,25 @@ class TestPrivacy:
         result = RunFolder.open(tmp_path / "fetched").read_result() or {}
         assert set(result["privacy"]["epsilon"]) == set(SITES)
         assert "survivors" not in told, "nobody is told who answered"
+        lines = json.loads(told)[1]
+        assert [line["number"] for line in lines] == list(range(len(lines))), "gaps would tell how many were asked"
+        assert [line for line in lines if line["event"].startswith("round-") and "at" in line] == []
         assert [row["cohort"] for row in RunFolder.open(tmp_path / "fetched").rounds()] == [[], []]
+
+    def test_unit_client_tells_nobody_who_is_asked(self, clinic: Clinic) -> None:
+        """Neither the run's status nor the list of sites, while a cohort of one is at work."""
+        private = ["privacy.unit=client", "privacy.noise_multiplier=2.0", "rounds=1", "training.local_steps=1"]
+        gates = {site: Gate() for site in SITES}
+        with clinic.serving() as service, clinic.agents(gates=gates), clinic.operator() as operator:
+            run = operator.submit(run_config(*private))["run"]
+            for gate in gates.values():
+                assert gate.arrived.wait(60)
+            assert any(facts.open_orders for facts in service._hub.attached().values())
+            told = {(site["open_orders"], site["state"]) for site in operator.ask("sites")["sites"]}
+            for gate in gates.values():
+                gate.open()
+            assert end_of(operator, run)["status"] == "completed"
+        assert told == {(0, None)}
 
 
 class TestRounds:
