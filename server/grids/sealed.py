@@ -30,12 +30,14 @@ from common.crypto import (
 from common.disk import disk_errors
 from common.errors import FailureCode, RefusedError
 from common.flower import CONFIG, ROUND, failure_reply
+from common.memory import return_freed_memory
 from common.transport.records import encode_records, manifest
 from common.transport.sealed import NO_DIGEST, Blob, cohort_digest, order_id, read_records, read_sealed, sealed_content
 from server.grids.base import WrappingGrid, stream_replies
 
 log = structlog.get_logger()
 
+_MUCH: Final = 16 << 20
 _LARGER: Final = 4
 _LARGER_BYTES: Final = 1 << 20
 """A reply's plaintext has at most so many times the request's bytes, and these: float64 for float32, metrics."""
@@ -251,6 +253,8 @@ class SealedGrid(WrappingGrid):
         asked.check(opening.header)
         if opening.blob_digest is not None:  # an update has one recipient
             raise SealError("context")
+        if opening.header.plaintext_bytes >= _MUCH:
+            return_freed_memory()  # of the frames in which it came: they would lie beside it
         return read_records(
             opening.read,
             blob,
