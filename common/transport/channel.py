@@ -38,9 +38,9 @@ CLIENT_OPTIONS: Final = (
 )
 SERVER_OPTIONS: Final = (
     *_SHARED,
-    # What is buffered of each upload that nobody reads yet: frames of 16 KB, the default, cost a quarter more CPU;
-    # larger ones, and windows that grow as a sender is quick, hold tens of megabytes for each of many sites. At 50 ms a round
-    # trip, a window of 1 MiB lets 20 MB/s through.
+    # What is buffered of each upload that nobody reads yet. Frames of 16 KB, the default, cost a quarter more CPU;
+    # larger ones, and windows that grow as a sender is quick, hold tens of megabytes for each of many sites.
+    # At 50 ms a round trip a window of 1 MiB lets 20 MB/s through.
     ("grpc.http2.max_frame_size", 2 << 20),
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1 << 20),
