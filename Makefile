@@ -46,6 +46,7 @@ wire: $(READY)
 bench: $(READY)
 	$(BIN)/python -m simulations.benchmarks engine --json
 	$(BIN)/python -m simulations.benchmarks dp --json
+	$(BIN)/python -m simulations.benchmarks plane --json
 
 clean:
 	rm -rf .venv build dist *.egg-info
