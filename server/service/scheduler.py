@@ -26,6 +26,8 @@ RESUME_SECONDS: Final = 60.0
 interruption."""
 RETRY_SECONDS: Final = 30.0
 """After a full disk, and the like."""
+AGAIN_SECONDS: Final = 1.0
+"""After a fault of the scheduler's own, such as a database that is locked."""
 
 CarryOut = Callable[[Run, Stop], None]
 
@@ -149,10 +151,11 @@ class Scheduler:
                 self._dirty = False
             try:
                 self._start_possible()
-            except Exception:
+            except Exception:  # a full disk, a locked database: what was to be started is still to be started
                 log.exception("scheduler_failed")
                 with self._changed:
-                    self._changed.wait_for(lambda: self._ending, timeout=1.0)
+                    self._dirty = True
+                    self._changed.wait_for(lambda: self._ending, timeout=AGAIN_SECONDS)
 
     def _patience(self) -> float | None:
         """How long nothing can change by itself; None: for ever."""

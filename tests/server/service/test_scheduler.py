@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +179,22 @@ class TestEnds:
         assert found is not None
         assert "secret" not in str(found.problem)
         assert "ZeroDivisionError" in str(found.problem)
+
+    def test_a_fault_of_the_queue_itself_only_delays_a_run(
+        self, office: Office, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was to be started when it struck is started soon after, without another word from anybody."""
+        begin, faults = office.state.begin, [sqlite3.OperationalError("database is locked")]
+
+        def once(run_id: str) -> Run:
+            if faults:
+                raise faults.pop()
+            return begin(run_id)
+
+        monkeypatch.setattr(office.state, "begin", once)
+        office.submit("one", "a")
+        office.runs.wait_started("one")
+        assert not faults
 
     def test_a_full_disk_only_delays_a_run(self, office: Office) -> None:
         """It goes on by itself, as another attempt."""
