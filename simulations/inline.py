@@ -9,18 +9,15 @@ from typing import Protocol
 
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 from client.app import make_client_app
 from client.mods import guard_mod
-from common.flower import NodeInfo, Run, client_context, prepare_process, stamp
+from common.flower import client_context, stamp
+from server.grids.base import FIRST_NODE, TransportGrid
 from simulations.byzantine import byzantine_mod
 from simulations.interrupt import check_interrupt
 from simulations.sealing import SimulatedKeys
 from simulations.sites import SimulatedSites
-
-FIRST_NODE = 2
-"""Node ids are partition numbers from here on; 1 is the server."""
 
 AppFactory = Callable[[], ClientApp]
 
@@ -68,55 +65,15 @@ class InProcess:
         """Nothing to let go of."""
 
 
-class InlineGrid(Grid):
+class InlineGrid(TransportGrid):
     """Reaches simulated clients by name through an engine on this machine."""
 
     def __init__(self, engine: Engine, clients: Sequence[str]) -> None:
-        prepare_process()
+        super().__init__(clients)
         self._engine = engine
-        self._nodes = [NodeInfo(node_id=FIRST_NODE + i, name=name) for i, name in enumerate(clients)]
         self._counter = itertools.count(1)
-        self._replies: dict[str, Message] = {}
-        self._run = Run.create_empty(run_id=1)
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Replies as they arrive."""
         stamped = [stamp(message, message_id=f"m{next(self._counter)}") for message in messages]
         yield from self._engine.answer(stamped, timeout=timeout)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """All replies."""
-        return list(self.stream(messages, timeout=timeout))
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Have messages answered now; the replies are kept until they are pulled."""
-        replies = {reply.metadata.reply_to_message_id: reply for reply in self.stream(messages)}
-        self._replies.update(replies)
-        return list(replies)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Take the replies to messages that were pushed."""
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Node ids of all clients."""
-        return [node.node_id for node in self._nodes]
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """All clients with their names."""
-        return self._nodes
-
-    def set_run(self, run: Run) -> None:
-        """See `Grid`."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """See `Grid`."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """See `Grid`."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)

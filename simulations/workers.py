@@ -34,7 +34,8 @@ from common.errors import FailureCode, RunError
 from common.flower import ARRAYS, client_context, failure_reply, prepare_process, stamp
 from common.transport.records import decode_records, encode_records
 from common.transport.sealed import BLOB
-from simulations.inline import FIRST_NODE, AppFactory
+from server.grids.base import FIRST_NODE
+from simulations.inline import AppFactory
 from simulations.interrupt import check_interrupt
 
 _SHARED: Final = (ARRAYS, BLOB)

@@ -42,6 +42,13 @@ def order_id(envelope: bytes) -> bytes:
 NO_DIGEST: Final = bytes(32)
 
 
+def most_reply_bytes(request_bytes: int) -> int:
+    """How long the plaintext of an answer may be: float64 for float32, and metrics. Who carries it holds it to the same
+    bound as who opens it.
+    """
+    return 4 * request_bytes + (1 << 20)
+
+
 def cohort_digest(config: Mapping[str, Any]) -> bytes:
     """SHA-256 over the sorted names of the cohort that a request lists; zeros where it lists none.
 

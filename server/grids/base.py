@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.flower import NodeInfo, Run
+from common.flower import NodeInfo, Run, prepare_process
+
+FIRST_NODE: Final = 2
+"""Node ids from here on; 1 is the server."""
 
 
 def stream_replies(grid: Grid, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
@@ -17,6 +22,60 @@ def stream_replies(grid: Grid, messages: Iterable[Message], timeout: float | Non
         yield from stream(messages, timeout=timeout)
     else:
         yield from grid.send_and_receive(messages=messages, timeout=timeout)
+
+
+class TransportGrid(Grid):
+    """What grids share that reach parties by name. A subclass gives `stream`.
+
+    Node ids are places in the list of names.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        prepare_process()
+        self._nodes = [NodeInfo(node_id=FIRST_NODE + i, name=name) for i, name in enumerate(names)]
+        self._replies: dict[str, Message] = {}
+        self._run = Run.create_empty(run_id=1)
+
+    @abstractmethod
+    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Send messages and yield their replies."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """All replies."""
+        return list(self.stream(messages, timeout=timeout))
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Have messages answered now; the replies are kept until they are pulled."""
+        replies = {reply.metadata.reply_to_message_id: reply for reply in self.send_and_receive(messages)}
+        self._replies.update(replies)
+        return list(replies)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Take the replies to messages that were pushed."""
+        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Node ids of all, whether they can be reached or not."""
+        return [node.node_id for node in self._nodes]
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """All with their names."""
+        return self._nodes
+
+    def set_run(self, run: Run) -> None:
+        """See `Grid`."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """See `Grid`."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """See `Grid`."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
 
 class WrappingGrid(Grid):

@@ -10,28 +10,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Message
 
 from common.crypto import blob_size
 from common.crypto.envelope import Envelope
 from common.disk import disk_errors
 from common.errors import FailureCode, RefusedError
-from common.flower import NodeInfo, Run, failure_reply, prepare_process, stamp
-from common.transport.sealed import Blob, order_id, read_sealed, sealed_content
+from common.flower import failure_reply, stamp
+from common.transport.sealed import Blob, most_reply_bytes, order_id, read_sealed, sealed_content
+from server.grids.base import TransportGrid
 from server.plane.hub import Hub
 from server.plane.orders import Answer, Delivery, Failed, Order, Result
 
-FIRST_NODE: Final = 2
-"""Node ids are places in the sorted list of names, from here on; 1 is the server."""
-_LARGER, _LARGER_BYTES = 4, 1 << 20
-"""An update's plaintext has at most so many times the request's bytes, and these: as `SealedGrid` has it."""
 _CHECK_SECONDS = 0.5
 
 
-class PlaneGrid(Grid):
+class PlaneGrid(TransportGrid):
     """Sends sealed messages to attached sites, and yields their sealed replies.
 
     Guarantee: every message has exactly one reply. Failures come at once; sealed replies in the order of the messages,
@@ -62,13 +58,10 @@ class PlaneGrid(Grid):
             on_late: Told the name of a site whose update came when nobody waited for it any more; from any thread.
             check: Called at least once a second while a call waits; what it raises ends the call.
         """
-        prepare_process()
+        super().__init__(sorted(sites))
         self._hub, self._run_id = hub, run_id
-        self._nodes = [NodeInfo(node_id=FIRST_NODE + i, name=name) for i, name in enumerate(sorted(sites))]
         self._names = {node.node_id: node.name for node in self._nodes}
         self._enough, self._on_late, self._check = enough, on_late, check
-        self._replies: dict[str, Message] = {}
-        self._run = Run.create_empty(run_id=1)
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send messages and yield their replies.
@@ -92,39 +85,6 @@ class PlaneGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """All replies, with their ciphertext in memory."""
         return [_in_memory(reply) for reply in self.stream(messages, timeout=timeout)]
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Have messages answered now; the replies are kept until they are pulled."""
-        replies = {reply.metadata.reply_to_message_id: reply for reply in self.send_and_receive(messages)}
-        self._replies.update(replies)
-        return list(replies)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Take the replies to messages that were pushed."""
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Node ids of all sites, attached or not."""
-        return [node.node_id for node in self._nodes]
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """All sites with their names."""
-        return self._nodes
-
-    def set_run(self, run: Run) -> None:
-        """See `Grid`."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """See `Grid`."""
-        return self._run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """See `Grid`."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
 
 class _Exchange:
@@ -159,7 +119,7 @@ class _Exchange:
             blob=path,
             blob_digest=digest,
             blob_bytes=blob.size,
-            most_bytes=blob_size(_LARGER * fields.header.plaintext_bytes + _LARGER_BYTES),
+            most_bytes=blob_size(most_reply_bytes(fields.header.plaintext_bytes)),
             deadline=deadline,
         )
         self._messages[message_id] = stamp(message, message_id=message_id.hex())

@@ -32,15 +32,21 @@ from common.errors import FailureCode, RefusedError
 from common.flower import CONFIG, ROUND, failure_reply
 from common.memory import return_freed_memory
 from common.transport.records import encode_records, manifest
-from common.transport.sealed import NO_DIGEST, Blob, cohort_digest, order_id, read_records, read_sealed, sealed_content
+from common.transport.sealed import (
+    NO_DIGEST,
+    Blob,
+    cohort_digest,
+    most_reply_bytes,
+    order_id,
+    read_records,
+    read_sealed,
+    sealed_content,
+)
 from server.grids.base import WrappingGrid, stream_replies
 
 log = structlog.get_logger()
 
 _MUCH: Final = 16 << 20
-_LARGER: Final = 4
-_LARGER_BYTES: Final = 1 << 20
-"""A reply's plaintext has at most so many times the request's bytes, and these: float64 for float32, metrics."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,7 +254,7 @@ class SealedGrid(WrappingGrid):
 
     def _open(self, content: RecordDict, asked: _Asked) -> RecordDict:
         envelope, blob = read_sealed(content)
-        most = _LARGER * asked.header.plaintext_bytes + _LARGER_BYTES
+        most = most_reply_bytes(asked.header.plaintext_bytes)
         opening = open_envelope(envelope, sender=asked.record, recipient=self._keys, most_bytes=most)
         asked.check(opening.header)
         if opening.blob_digest is not None:  # an update has one recipient

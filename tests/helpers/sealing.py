@@ -18,7 +18,7 @@ from common.flower import ARRAYS, CONFIG, ROUND, RUN, NodeInfo, prepare_process,
 from common.transport.records import decode_records, encode_records, manifest
 from common.transport.sealed import Blob, order_id, read_sealed, sealed_content
 from server.grids import SealedGrid
-from simulations.inline import FIRST_NODE
+from server.grids.base import FIRST_NODE
 from tests.helpers.grids import ScriptedGrid, update
 from tests.helpers.runs import configuration
 

@@ -20,9 +20,10 @@ from common.kit import Kit, load_kit
 from common.transport.sealed import read_sealed
 from server.flower_cli import WARNING, app
 from server.flower_run import Order, carry_out, read_order
+from server.grids.base import FIRST_NODE
 from server.provisioning.denied import deny
 from server.store import RunFolder
-from simulations.inline import FIRST_NODE, InlineGrid
+from simulations.inline import InlineGrid
 from simulations.run import execute, prepare
 from tests.helpers.hospitals import HOSPITALS, OPERATOR, RUN, hospital_kits
 from tests.helpers.runs import as_bytes

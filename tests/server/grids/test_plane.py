@@ -31,7 +31,8 @@ from common.flower import (
 )
 from common.transport import wire_pb2
 from common.transport.sealed import Blob, order_id, read_sealed, sealed_content
-from server.grids.plane import FIRST_NODE, PlaneGrid
+from server.grids.base import FIRST_NODE
+from server.grids.plane import PlaneGrid
 from server.grids.sealed import SealedGrid
 from simulations import inline
 from tests.helpers.plane import BOUND, SITES, Agent, Plane, cut, kit, make_kits, refused, running_plane
