@@ -15,7 +15,7 @@ from torch import nn
 from common.config import RunConfig
 from common.config.load import parse_config
 from common.crypto import read_authorization
-from common.errors import ConfigError, DataError, RefusedError, RunError
+from common.errors import DataError, RefusedError, RunError
 from common.kit import Kit
 from common.privacy import FileLedger, PrivacyPlan
 from common.schema import DataSchema, Examples
@@ -29,6 +29,7 @@ from server.planning import check_clients, check_fit, held_out_examples, known_s
 from server.provisioning.denied import DENIED, Denied
 from server.results import Observers, RoundKeeper, complete_folder, describe_privacy, describe_run
 from server.roster import ask_schema
+from server.service.admission import check_real, sites_of
 from server.service.ledgers import coordinators_ledger, spent_by_run
 from server.store import RunFolder
 
@@ -73,12 +74,8 @@ def read_order(kit: Kit, *, text: str, authorization: str) -> Order:
             "the operator signed another configuration", hint="settings of a bundle cannot be changed: write a new one"
         )
     _refuse_denied(kit, signed.operator)
-    if config.comparison.enabled or config.simulation.byzantine_clients or config.data.pooled:
-        raise ConfigError(
-            "the run asks for what only a simulation can do",
-            hint="turn off comparison.enabled, simulation.byzantine_clients and data.pooled",
-        )
-    sites = _sites(config, kit)
+    check_real(config)
+    sites = sites_of(config, pinned=sorted(kit.sites), denied=Denied(kit.folder / DENIED))
     check_clients(config, len(sites))
     return Order(
         config=config, run_id=signed.run_id, authorization=authorization, sites=sites, operator=signed.operator
@@ -90,21 +87,6 @@ def _refuse_denied(kit: Kit, operator: str) -> None:
         raise RefusedError(
             f"operator denied: {operator} is on the deny list", hint="another operator can write a bundle for the run"
         )
-
-
-def _sites(config: RunConfig, kit: Kit) -> tuple[str, ...]:
-    """Who takes part: those that the run names, or all that are not shut out."""
-    denied = Denied(kit.folder / DENIED)
-    for name in config.data.sites:
-        if name not in kit.sites:
-            there = ", ".join(sorted(kit.sites))
-            raise ConfigError(f"data.sites: the federation has no site `{name}`", hint=f"there are: {there}")
-        if denied.refuses_name(name):
-            raise ConfigError(f"data.sites: {name} is on the deny list", hint="leave it out of data.sites")
-    sites = config.data.sites or [name for name in kit.sites if not denied.refuses_name(name)]
-    if not sites:
-        raise ConfigError("there is no site that may take part", hint="`coterie provision` makes kits for sites")
-    return tuple(sorted(set(sites)))
 
 
 def carry_out(order: Order, kit: Kit, grid: Grid, context: Context) -> None:

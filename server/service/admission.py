@@ -22,8 +22,8 @@ def check_submission(config: RunConfig, *, place: Workplace, pinned: Iterable[st
     Raises:
         ConfigError, ModelError, PrivacyError, DataError: The run is not possible.
     """
-    _check_real(config)
-    sites = _sites(config, pinned=sorted(pinned), denied=Denied(place.kit.folder / DENIED))
+    check_real(config)
+    sites = sites_of(config, pinned=sorted(pinned), denied=Denied(place.kit.folder / DENIED))
     check_clients(config, len(sites))
     schema = known_schema(config, place.site)
     if schema is not None:
@@ -37,8 +37,12 @@ def check_submission(config: RunConfig, *, place: Workplace, pinned: Iterable[st
     return sites
 
 
-def _check_real(config: RunConfig) -> None:
-    """Refuse what exists in simulations only, instead of leaving it out silently."""
+def check_real(config: RunConfig) -> None:
+    """Refuse what exists in simulations only, instead of leaving it out silently.
+
+    Raises:
+        ConfigError: It asks for such.
+    """
     problems = (
         (config.comparison.enabled, "comparison.enabled", "false"),
         (config.simulation.byzantine_clients > 0, "simulation.byzantine_clients", "0"),
@@ -49,7 +53,12 @@ def _check_real(config: RunConfig) -> None:
             raise ConfigError(f"`{key}` is for simulations only", hint=f"submit it with --set {key}={right}")
 
 
-def _sites(config: RunConfig, *, pinned: list[str], denied: Denied) -> tuple[str, ...]:
+def sites_of(config: RunConfig, *, pinned: list[str], denied: Denied) -> tuple[str, ...]:
+    """Who takes part, sorted: those that the run names, or all that are not shut out.
+
+    Raises:
+        ConfigError: It names a site that is not there or is shut out, or nobody is left.
+    """
     if not pinned:
         raise ConfigError("the federation has no sites yet", hint="`coterie provision` makes kits for them")
     for wanted in config.data.sites:
