@@ -138,6 +138,9 @@ class FailureCode(IntEnum):
     INVALID_REPLY = 1006
     CLIENT_LOST = 1007
     POLICY_REFUSED = 1008
+    NOT_IN_EPOCH = 1009
+    AGGREGATION_REFUSED = 1010
+    AGGREGATION_ABORTED = 1011
 
     @property
     def slug(self) -> str:
@@ -159,7 +162,14 @@ _SENTENCES = {
     FailureCode.INVALID_REPLY: "the reply does not fit the model",
     FailureCode.CLIENT_LOST: "the client's process ended before it answered",
     FailureCode.POLICY_REFUSED: "the site does not take part in such a run",
+    FailureCode.NOT_IN_EPOCH: "the client takes part again from the next epoch of secure aggregation",
+    FailureCode.AGGREGATION_REFUSED: "the client refused a step of secure aggregation",
+    FailureCode.AGGREGATION_ABORTED: "the sum that the client was part of was given up",
 }
+
+
+class NonFiniteError(ValueError):
+    """What a client would send is not finite, or far too large; peers see `FailureCode.NON_FINITE_UPDATE`."""
 
 
 class PeerError(Exception):

@@ -44,6 +44,13 @@ CLIENT, SCHEMA = "client", "schema"
 RUN_HEX, AUTHORIZATION, COHORT = "run-id", "authorization", "cohort"
 """Keys of every request of a run that an operator submitted: the run's id in hexadecimal, what the operator signed, and
 the cohort's names as a JSON list. Under client-level privacy there is no cohort: who takes part is not told."""
+SECAGG = "secagg"
+"""Key of the record with messages of secure aggregation: uint8 arrays `ROUND_STEP` and `SETUP_STEP`, either or both."""
+ROUND_STEP, SETUP_STEP = "round", "setup"
+MASKED = "masked"
+"""The one array of an update under secure aggregation: uint8[n], a packed masked vector."""
+SECAGG_TYPE = "query.secagg"
+"""Type of the messages that carry nothing but steps of secure aggregation."""
 
 
 def prepare_process() -> None:

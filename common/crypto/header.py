@@ -25,8 +25,8 @@ NO_ID = bytes(ID_BYTES)
 _LAYOUT = struct.Struct(">4sBBBBB16sQI32s16s16sQ32s32s32s32s")
 HEADER_BYTES = _LAYOUT.size
 
-KINDS = {"train": 1, "query": 2, "evaluate": 3, "result": 4}
-"""Flower's message types, and the result of a run."""
+KINDS = {"train": 1, "query": 2, "evaluate": 3, "result": 4, "query.secagg": 5}
+"""Flower's message types, and the result of a run. The last is a step of secure aggregation."""
 
 
 class Direction(IntEnum):
