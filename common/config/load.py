@@ -33,7 +33,7 @@ class LoadedConfig:
 
     Attributes:
         config: The validated settings.
-        plain: The same without privacy: `privacy.unit = none`, and the `[dp]` table left out.
+        plain: The same without privacy: `privacy.unit = none`, nothing masked, and the `[dp]` table left out.
         origins: Dotted key to `default`, a file's name, that file's `[dp]` table, or `--set`.
         source: The name or path that was loaded.
     """
@@ -76,7 +76,7 @@ def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> Loa
     _merge(merged, set_tree, "--set", origins)
     config = _validate(merged, label)
     _merge(plain_tree, set_tree, "--set", {})
-    _merge(plain_tree, {"privacy": {"unit": "none"}}, "", {})
+    _merge(plain_tree, {"privacy": {"unit": "none", "secure_aggregation": False}}, "", {})
     for key, _ in flatten(config.model_dump(mode="json")):
         origins.setdefault(key, "default")
     return LoadedConfig(config=config, plain=_validate(plain_tree, label), origins=origins, source=label)

@@ -1,8 +1,10 @@
-"""How often, and how soon again, anybody can be asked: what noise is calibrated to, known to every party."""
+"""How often, and how soon again, anybody can be asked, and how many are in a sum: what noise is calibrated to, known to
+every party.
+"""
 
 from __future__ import annotations
 
-from common.config.settings import CohortSettings
+from common.config.settings import CohortSettings, RunConfig
 from common.errors import ConfigError
 
 
@@ -52,6 +54,17 @@ def groups(settings: CohortSettings, clients: int) -> int:
     be. Clients that are left over join them, at most one more to each than to any other.
     """
     return clients // settings.asked() if settings.size else 1
+
+
+def honest_in_sum(config: RunConfig) -> int:
+    """The fewest honest clients in any sum that secure aggregation opens: every member of it refuses a smaller one.
+
+    `cohort.min_survivors` is about a whole round, so it says nothing of a group's sum.
+    """
+    settings = config.secagg
+    if settings.group_size:
+        return settings.honest
+    return max(settings.honest, config.cohort.min_survivors - settings.colluding)
 
 
 def check_size(settings: CohortSettings, clients: int) -> None:

@@ -17,7 +17,7 @@ Rule = tuple[bool, str, str, str]
 
 def all_rules(config: RunConfig) -> tuple[Rule, ...]:
     """Every rule, broken or not."""
-    return (*_data(config), *_training(config), *_privacy(config))
+    return (*_data(config), *_training(config), *_sums(config), *_privacy(config))
 
 
 def _data(config: RunConfig) -> Iterator[Rule]:
@@ -41,6 +41,62 @@ def _training(config: RunConfig) -> Iterator[Rule]:
     yield (
         c.over_sampling > 0 and not c.size,
         "cohort.over_sampling", "needs cohort.size: who asks all has nobody left to ask", "set cohort.size",
+    )  # fmt: skip
+
+
+def _sums(config: RunConfig) -> Iterator[Rule]:
+    """Secure aggregation: what needs more than sums, and sums that would be too small."""
+    on, s, c = config.privacy.secure_aggregation, config.secagg, config.cohort
+    fewest = s.honest + s.colluding
+    yield (
+        on and config.strategy.name == "qfedavg",
+        "strategy.name", "qfedavg needs each client's training loss, which privacy.secure_aggregation does not tell",
+        "use fedavg",
+    )  # fmt: skip
+    yield (
+        on and not s.group_size and config.strategy.name in _NEEDS_EACH_REPLY,
+        "strategy.name", "compares single updates, of which privacy.secure_aggregation shows only sums",
+        "set secagg.group_size, so that it compares the groups' means, or use fedavg",
+    )  # fmt: skip
+    yield (
+        on and 0 < s.group_size < fewest,
+        "secagg.group_size", "is less than secagg.honest + secagg.colluding", f"set it to {fewest} or more",
+    )  # fmt: skip
+    yield (
+        on and 0 < c.size < max(fewest, s.group_size),
+        "cohort.size", "is less than secagg.honest + secagg.colluding, or than secagg.group_size",
+        f"set it to {max(fewest, s.group_size)} or more",
+    )  # fmt: skip
+    yield (
+        on and c.sampling == "poisson",
+        "cohort.sampling", "poisson can draw fewer clients than a sum of privacy.secure_aggregation needs",
+        "use uniform, balanced or cyclic",
+    )  # fmt: skip
+    yield (
+        on and c.over_sampling > 0,
+        "cohort.over_sampling", "would take the slower clients for lost at every step of secure aggregation",
+        "set it to 0; cohort.deadline_seconds bounds how long a round waits",
+    )  # fmt: skip
+    yield (
+        on and config.transport.compression != "none",
+        "transport.compression", "cannot shorten what is masked by privacy.secure_aggregation",
+        "set it to none; fewer secagg.bits make updates shorter",
+    )  # fmt: skip
+    weighted = config.strategy.weighting == "examples" and not config.private
+    yield (
+        on and weighted and fewest * s.most_weight >= 1 << (s.bits - 1),
+        "secagg.bits", "are too few to add up weights as large as secagg.most_weight",
+        "set strategy.weighting = 'equal', lower secagg.most_weight, or take more bits",
+    )  # fmt: skip
+    yield (
+        config.distributed and config.privacy.mechanism == "matrix",
+        "privacy.mechanism", "matrix is for noise that the coordinator adds, without privacy.secure_aggregation",
+        "use independent",
+    )  # fmt: skip
+    yield (
+        config.distributed and config.privacy.clipping == "adaptive",
+        "privacy.clipping", "adaptive is for noise that the coordinator adds, without privacy.secure_aggregation",
+        "use flat",
     )  # fmt: skip
 
 
@@ -69,12 +125,12 @@ def _privacy(config: RunConfig) -> Iterator[Rule]:
 
     client, adaptive = p.unit == "client", p.clipping == "adaptive"
     yield (
-        client and config.strategy.name in _NEEDS_EACH_REPLY,
+        config.central and config.strategy.name in _NEEDS_EACH_REPLY,
         "strategy.name", f"{config.strategy.name} needs each client's update, privacy.unit = 'client' gives it a sum",
         "use fedavg, fedprox, fedavgm, fedadam, fedyogi or fedadagrad",
     )  # fmt: skip
     yield (
-        client and config.cohort.min_survivors > 1,
+        config.central and config.cohort.min_survivors > 1,
         "cohort.min_survivors", "would tell without noise how many answered, if privacy.unit = 'client'",
         "set it to 1: every round is used",
     )  # fmt: skip

@@ -210,7 +210,8 @@ class PrivacySettings(Settings):
     unit: Literal["none", "example", "client"] = Field(
         "none",
         description="Whom differential privacy protects: nobody (none), each training example (example), or each "
-        "client's whole data against everybody but the coordinator, which adds the noise (client).",
+        "client's whole data (client): against everybody but the coordinator, which adds the noise, or with "
+        "secure_aggregation against the coordinator, too.",
     )
     target_epsilon: PositiveFloat | None = Field(
         None, description="Epsilon that the whole run may cost, add/remove relation; calibrates the noise."
@@ -226,6 +227,11 @@ class PrivacySettings(Settings):
     )
     clipping_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
         1.0, description="Unit client: L2 bound on one client's whole update."
+    )
+    secure_aggregation: bool = Field(
+        False,
+        description="Whether the coordinator sees nothing but sums of updates, under masks that only sums lose "
+        "(experimental). With unit client each client adds its share of the noise, and the coordinator none.",
     )
     clipping: Literal["flat", "per-layer", "adaptive"] = Field(
         "flat",
@@ -251,6 +257,39 @@ class PrivacySettings(Settings):
         "client's row count.",
         json_schema_extra={"unit": "examples"},
     )  # fmt: skip
+
+
+class SecureAggregationSettings(Settings):
+    """How sums are made where `privacy.secure_aggregation` is on; each site checks it against its policy."""
+
+    epoch_rounds: Annotated[int, Field(ge=1, le=64)] = Field(
+        16,
+        description="Rounds that one set-up of keys serves; where cohorts are sampled, each has its own.",
+    )
+    honest: Annotated[int, Field(ge=2)] = Field(
+        2, description="Fewest honest sites in a sum: fewer than two, and a sum is somebody's update."
+    )
+    colluding: Annotated[int, Field(ge=0)] = Field(
+        1, description="Sites (of a sum) that are assumed to help a malicious coordinator."
+    )
+    bits: Literal[16, 20, 24, 32] = Field(
+        32, description="Size of the ring in which masked values are added; fewer bits travel, and round more."
+    )
+    clipping_norm: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
+        16.0, description="L2 bound to which each client clips its update, so that no sum can leave the ring."
+    )
+    most_weight: Annotated[int, Field(ge=1, le=1 << 24)] = Field(
+        1 << 16, description="Largest weight of one client where weighting = 'examples'; larger ones count as this."
+    )
+    group_size: int = Field(
+        0,
+        ge=0,
+        description="Clients of a group: strategies that look at single updates see the groups' means instead. "
+        "0 adds up the whole cohort.",
+    )
+    noise: Literal["skellam", "discrete-gaussian"] = Field(
+        "skellam", description="Unit client: which noise each client adds its share of, inside the sum."
+    )
 
 
 class SeedSettings(Settings):
@@ -290,6 +329,7 @@ class RunConfig(Settings):
     transport: TransportSettings = TransportSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     privacy: PrivacySettings = PrivacySettings()
+    secagg: SecureAggregationSettings = SecureAggregationSettings()
     seeds: SeedSettings = SeedSettings()
     simulation: SimulationSettings = SimulationSettings()
     comparison: ComparisonSettings = ComparisonSettings()
@@ -298,6 +338,16 @@ class RunConfig(Settings):
     def private(self) -> bool:
         """Whether differential privacy is on."""
         return self.privacy.unit != "none"
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the noise of privacy unit `client` is added by the clients, inside secure aggregation."""
+        return self.privacy.unit == "client" and self.privacy.secure_aggregation
+
+    @property
+    def central(self) -> bool:
+        """Whether the noise of privacy unit `client` is added by the coordinator, which sees clipped updates."""
+        return self.privacy.unit == "client" and not self.privacy.secure_aggregation
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

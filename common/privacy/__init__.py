@@ -2,22 +2,22 @@
 
 `plan` couples sampling, clipping, noise and accounting so that they cannot disagree; `ledger` records privacy events
 before anything is released; `accounting` interprets events and nothing else; `calibration` makes the plan; `noise`
-draws noise and samples from a cryptographically secure generator; `bookkeeping` computes per-example gradients;
-`clipping` bounds them; `optimizer` joins these into a step of DP-SGD on top of Opacus; `matrix` correlates noise over
-rounds.
+draws noise and samples from a cryptographically secure generator; `shares` and `distributed` are about noise that
+clients add to a sum themselves; `bookkeeping` computes per-example gradients; `clipping` bounds them; `optimizer` joins
+these into a step of DP-SGD on top of Opacus; `matrix` correlates noise over rounds.
 """
 
 from common.privacy.accounting.accountant import Budget, spent
-from common.privacy.calibration import make_plan
-from common.privacy.events import MatrixGaussian, NonPrivate, PrivacyEvent, SampledGaussian
+from common.privacy.calibration import make_plan, noised_values
+from common.privacy.events import DistributedNoise, MatrixGaussian, NonPrivate, PrivacyEvent, SampledGaussian
 from common.privacy.ledger import FileLedger, Ledger
 from common.privacy.noise import NoiseSource, SecureNoise
-from common.privacy.plan import RELATION, PrivacyPlan
+from common.privacy.plan import PrivacyPlan
 from common.privacy.sampling import UnitSampler
 
 __all__ = [
-    "RELATION",
     "Budget",
+    "DistributedNoise",
     "FileLedger",
     "Ledger",
     "MatrixGaussian",
@@ -29,5 +29,6 @@ __all__ = [
     "SecureNoise",
     "UnitSampler",
     "make_plan",
+    "noised_values",
     "spent",
 ]

@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from torch import nn
+
 from common.config.settings import RunConfig
 from common.errors import PrivacyError
 from common.privacy import matrix
 from common.privacy.accounting.accountant import ORDERS, Budget, best_order, calibrate_noise
 from common.privacy.events import PrivacyEvent
 from common.privacy.plan import PrivacyPlan
+from common.privacy.shares import shares_of
 
 
 def make_plan(
@@ -28,7 +31,7 @@ def make_plan(
 
     Args:
         config: A private configuration.
-        dimensions: Number of trainable parameters.
+        dimensions: How many values get noise (`noised_values`), or more.
         participations: Most rounds in which one client takes part.
         min_separation: Fewest rounds from one participation of a client to its next.
         clients: Number of clients of the run; decides denominator and rate for unit `client`.
@@ -39,7 +42,8 @@ def make_plan(
 
     Raises:
         PrivacyError: The configuration is not private, the target cannot be reached or is not kept by the given noise,
-            or the arguments contradict the configuration: other noise than it gives, more participations than rounds.
+            or the arguments contradict the configuration: other noise than it gives, more participations than rounds,
+            fewer clients than a sum needs.
     """
     privacy, example = config.privacy, config.privacy.unit == "example"
     if privacy.unit == "none":
@@ -83,13 +87,24 @@ def make_plan(
         if privacy.mechanism == "matrix"
         else (1.0,),
         budget=Budget.opened(privacy.target_epsilon or 1.0, privacy.target_delta, order),
+        shares=shares_of(config, clients=clients),
     )
     return _calibrated(plan, target=privacy.target_epsilon, given=given, order=order)
 
 
+def noised_values(model: nn.Module, config: RunConfig) -> int:
+    """How many values of a model get noise: those that are trained, or all, which are in a sum that clients add it to.
+
+    A site takes all that a message holds, which is the same number there and at most that elsewhere.
+    """
+    if config.distributed:
+        return sum(values.numel() for values in model.state_dict().values())
+    return sum(values.numel() for values in model.parameters() if values.requires_grad)
+
+
 def _secret(config: RunConfig) -> bool:
-    """Whether cohorts are drawn so that nobody can know who was in them."""
-    return config.cohort.sampling == "poisson" and config.cohort.size > 0
+    """Whether cohorts are drawn so that nobody can know who was in them; the members of a masked sum do."""
+    return config.central and config.cohort.sampling == "poisson" and config.cohort.size > 0
 
 
 def _calibrated(plan: PrivacyPlan, *, target: float | None, given: float | None, order: int | None) -> PrivacyPlan:

@@ -2,7 +2,8 @@
 
 All quantities are public: they come from the run's plan. `unit` names whom the mechanism protects, `trust` whom it
 protects them from: with `nobody` noise was added before anything left the site, with `coordinator` the coordinator sees
-what it adds noise to.
+what it adds noise to. With `cohort` each site of a sum adds a share of its noise and only the sum is seen, so the noise
+is enough while no more of them than the event says help whoever looks.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from typing import Any, ClassVar, Literal
 from common.errors import LedgerError
 
 Unit = Literal["example", "client"]
-Trust = Literal["nobody", "coordinator"]
+Trust = Literal["nobody", "coordinator", "cohort"]
+SharedNoise = Literal["skellam", "discrete-gaussian"]
+"""Noise on integers that several parties can add up: a sum of such shares is, or nearly is, of the same kind."""
 
 VERSION = 2
 _UNITS, _TRUSTS = ("example", "client"), ("nobody", "coordinator")
+_SHARED = ("skellam", "discrete-gaussian")
+_MOST = 1 << 100
+"""Whole numbers beyond this say nothing, and would overflow where they are counted with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +135,78 @@ class MatrixGaussian:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class DistributedNoise:
+    """`steps` sums that are seen as sums only, to which each client added its share of discrete noise beforehand.
+
+    Neighbours: one client's update is replaced by zero; who is in the sum stays the same, and so does all noise.
+
+    A sum is counted in steps of a grid. Each update is clipped, rotated and rounded to it at random, until it keeps a
+    bound on its norm there, which is the sensitivity. Whoever looks knows the sum, and the noise of the `colluding`
+    sites that help them; what is left is that of `shares` sites or more.
+
+    Attributes:
+        unit: Always `client`.
+        trust: Always `cohort`.
+        mechanism: Distribution of a share of noise.
+        clipping_norm: L2 bound on one client's update.
+        granularity: Step of the grid, in the update's own units.
+        l2_squared: Most that the squares of a rounded update's values add up to, in squared steps.
+        l1: Most that their sizes add up to, in steps.
+        variance: Of the noise of `shares` sites together, on each coordinate, in squared steps.
+        shares: Fewest honest sites in a sum: those whose noise counts.
+        colluding: Most sites of a sum that may help whoever looks.
+        dimensions: Coordinates that are rounded and noised.
+        steps: Number of sums.
+        distance: Total variation distance of those shares' noise from the exact distribution; goes into delta.
+        run: Digest of the run's configuration.
+        server_round: The round, from 1.
+    """
+
+    KIND: ClassVar[str] = "distributed-noise"
+    unit: Unit
+    trust: Trust
+    mechanism: SharedNoise
+    clipping_norm: float
+    granularity: float
+    l2_squared: int
+    l1: int
+    variance: int
+    shares: int
+    colluding: int
+    dimensions: int
+    steps: int
+    distance: float
+    run: str
+    server_round: int
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise of the fewest honest sites over the sensitivity of the rounded sum."""
+        return math.sqrt(self.variance / self.l2_squared)
+
+    def check(self) -> None:
+        """Raise LedgerError if it cannot be counted."""
+        _require(
+            self.unit == "client"
+            and self.trust == "cohort"
+            and self.mechanism in _SHARED
+            and _positive(self.clipping_norm, self.granularity)
+            and _count(self.l2_squared, self.l1, self.variance, self.shares, self.dimensions, self.steps)
+            and max(self.l2_squared, self.l1, self.variance, self.dimensions) <= _MOST
+            and self._covers()
+            and type(self.colluding) is int
+            and self.colluding >= 0
+            and _error(self.distance)
+            and _place(self.run, self.server_round)
+        )
+
+    def _covers(self) -> bool:
+        """Whether the sensitivities are no less than what the clipping norm gives, rounded down to whole numbers."""
+        norm = self.clipping_norm / self.granularity
+        return (self.l2_squared + 1) * (1 + 1e-9) >= norm * norm and (self.l1 + 1) ** 2 > self.l2_squared
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NonPrivate:
     """A release without noise: from here on the spent epsilon is infinite."""
 
@@ -141,8 +219,10 @@ class NonPrivate:
         _require(_place(self.run, self.server_round))
 
 
-PrivacyEvent = SampledGaussian | MatrixGaussian | NonPrivate
-_KINDS: dict[str, type[PrivacyEvent]] = {kind.KIND: kind for kind in (SampledGaussian, MatrixGaussian, NonPrivate)}
+PrivacyEvent = SampledGaussian | MatrixGaussian | DistributedNoise | NonPrivate
+_KINDS: dict[str, type[PrivacyEvent]] = {
+    kind.KIND: kind for kind in (SampledGaussian, MatrixGaussian, DistributedNoise, NonPrivate)
+}
 
 
 def event_to_dict(event: PrivacyEvent) -> dict[str, Any]:
@@ -159,7 +239,7 @@ def event_from_dict(record: dict[str, Any]) -> PrivacyEvent:
     """
     fields = dict(record)
     version, kind = fields.pop("version", None), fields.pop("kind", None)
-    if version != VERSION or kind not in _KINDS:
+    if version != VERSION or type(kind) is not str or kind not in _KINDS:
         raise LedgerError(
             f"unknown privacy event {kind!r} of version {version!r}",
             hint="this ledger was written by another version of Coterie",

@@ -11,11 +11,14 @@ from typing import Literal
 
 from torch import Tensor
 
+from common.errors import PrivacyError
+from common.guarantee import ADDED_OR_REMOVED, UPDATE_REPLACED
 from common.privacy import matrix
 from common.privacy.accounting.accountant import ORDERS, Budget, spent
 from common.privacy.bookkeeping.rounding import SUMMATION_ERROR
 from common.privacy.clipping import Clipper, make_clipper
-from common.privacy.events import MatrixGaussian, PrivacyEvent, SampledGaussian, Unit
+from common.privacy.distributed import Mechanism
+from common.privacy.events import DistributedNoise, MatrixGaussian, PrivacyEvent, SampledGaussian, Trust, Unit
 from common.privacy.noise import (
     DISTANCE_PER_DRAW,
     GRID_STDDEV,
@@ -24,9 +27,7 @@ from common.privacy.noise import (
     poisson_sample,
     rounded_sensitivity,
 )
-
-RELATION = "add/remove"
-"""Neighbouring data sets differ by one unit added or removed."""
+from common.privacy.shares import Shares, sum_event
 
 _COUNT_NOISE = 0.05
 """Noise on the count that adapts the clipping norm, as a share of the expected number of contributions (Andrew et al.
@@ -40,7 +41,7 @@ class PrivacyPlan:
     Attributes:
         run: Digest of the run's configuration.
         unit: Whom it protects: one example at each client (noise added there, trust in nobody), or a whole client
-            (noise added by the coordinator, which is trusted).
+            (noise added by the coordinator, which is trusted, or by all clients of a sum, where there are `shares`).
         mechanism: Whether noise is independent or correlated over rounds; unit client only.
         clipping: How contributions are bounded.
         clipping_norm: L2 bound on one contribution: an example's gradient, or a client's update; the first one where
@@ -48,8 +49,9 @@ class PrivacyPlan:
         target_quantile: Adaptive clipping: share of contributions that should lie within the norm.
         clipping_learning_rate: Adaptive clipping: how fast the norm follows.
         noise_multiplier: Noise over sensitivity of one release, sum and count together; of the whole run where the
-            mechanism is `matrix`.
-        dimensions: Trainable parameters of the model: each is rounded to the noise's grid.
+            mechanism is `matrix`. Where there are `shares` it is the noise of the fewest honest ones.
+        dimensions: Trainable parameters of the model: each is rounded to the noise's grid. Where there are `shares` all
+            values of the model's arrays, since all of them are in the sum.
         sampling_rate: Poisson rate of examples in a step, or of clients in a cohort (1 where no amplification is
             claimed); public.
         denominator: Public constant that divides the noised sum: expected batch, or expected cohort.
@@ -60,6 +62,7 @@ class PrivacyPlan:
         min_separation: Fewest rounds from one participation of a client to its next.
         coefficients: First column of the matrix that correlates the noise; (1,) for independent noise.
         budget: Ceiling of this run: target epsilon (or what the given noise costs), delta, order of the accounting.
+        shares: How noise is divided among the clients of a sum, where they add it (distributed noise); else None.
     """
 
     run: str
@@ -80,6 +83,31 @@ class PrivacyPlan:
     min_separation: int
     coefficients: tuple[float, ...]
     budget: Budget
+    shares: Shares | None = None
+
+    @property
+    def distributed(self) -> Mechanism | None:
+        """How each client rounds its update and which noise it adds; None where noise is not distributed."""
+        if self.shares is None:
+            return None
+        return self.shares.mechanism_for(
+            clipping_norm=self.clipping_norm, noise_multiplier=self.noise_multiplier, dimensions=self.dimensions
+        )
+
+    @property
+    def central(self) -> bool:
+        """Whether the coordinator adds the noise."""
+        return self.unit == "client" and self.shares is None
+
+    @property
+    def trust(self) -> Trust:
+        """Whom the guarantee does not hold against; see `events`."""
+        return "cohort" if self.shares else "coordinator" if self.unit == "client" else "nobody"
+
+    @property
+    def relation(self) -> str:
+        """Which data sets are neighbours."""
+        return UPDATE_REPLACED if self.shares else ADDED_OR_REMOVED
 
     @property
     def count_noise_stddev(self) -> float | None:
@@ -93,6 +121,8 @@ class PrivacyPlan:
     @property
     def sensitivity(self) -> float:
         """L2 distance of the rounded sums of neighbours: of one round, or of the whole run for `matrix`."""
+        if (shared := self.distributed) is not None:
+            return shared.granularity * math.sqrt(shared.l2_squared)
         dimensions, factor = self._rows * self.dimensions, self._factor
         return rounded_sensitivity(
             self.clipping_norm * factor,
@@ -104,6 +134,8 @@ class PrivacyPlan:
     @property
     def noise_stddev(self) -> float:
         """Noise on each coordinate of a sum of contributions clipped to `clipping_norm`; grows with the norm."""
+        if (shared := self.distributed) is not None:
+            return shared.granularity * math.sqrt(shared.variance)
         multiplier, count = self.noise_multiplier, self.count_noise_stddev
         if count is not None:  # the pair of sum and count costs what `noise_multiplier` does: Andrew et al., theorem 1
             multiplier = (multiplier**-2 - (0.5 / count) ** 2) ** -0.5
@@ -150,6 +182,8 @@ class PrivacyPlan:
         """What one participation releases, as a site's ledger records it: counted for examples."""
         if self.mechanism == "matrix":
             return self._whole_run(server_round)
+        if (shared := self._shared(server_round)) is not None:
+            return shared
         return self._sum(server_round, rate=self.sampling_rate if self.unit == "example" else 1.0)
 
     def central_event(self, server_round: int) -> PrivacyEvent:
@@ -157,7 +191,12 @@ class PrivacyPlan:
 
         Independent noise over cohorts that nobody draws at random is one release of the whole run: a client takes part
         `participations` times, not in every round. Each round is recorded all the same, so that none is released twice.
+
+        Raises:
+            PrivacyError: The coordinator adds no noise.
         """
+        if not self.central:
+            raise PrivacyError("the coordinator of this run adds no noise and records none")
         return self._sum(server_round, rate=self.sampling_rate) if self._amplified else self._whole_run(server_round)
 
     @property
@@ -168,7 +207,7 @@ class PrivacyPlan:
         draws = self.local_steps * (self.dimensions + (self.clipping == "adaptive"))
         return SampledGaussian(
             unit=self.unit,
-            trust=self._trust,
+            trust=self.trust,
             clipping_norm=self.clipping_norm,
             sensitivity=self.sensitivity,
             noise_stddev=self.noise_stddev,
@@ -187,7 +226,7 @@ class PrivacyPlan:
             stddev, sensitivity = self.noise_multiplier * sensitivity, math.sqrt(self.participations) * sensitivity
         return MatrixGaussian(
             unit=self.unit,
-            trust=self._trust,
+            trust=self.trust,
             clipping_norm=self.clipping_norm,
             sensitivity=sensitivity,
             noise_stddev=stddev,
@@ -199,14 +238,18 @@ class PrivacyPlan:
             server_round=server_round,
         )
 
-    @property
-    def _trust(self) -> Literal["nobody", "coordinator"]:
-        return "nobody" if self.unit == "example" else "coordinator"
+    def _shared(self, server_round: int, *, steps: int = 1) -> DistributedNoise | None:
+        """`steps` sums of clients that add the noise themselves."""
+        if self.shares is None or (mechanism := self.distributed) is None:
+            return None
+        return sum_event(mechanism, self.shares, run=self.run, server_round=server_round, steps=steps)
 
     def release(self, rounds: int) -> list[PrivacyEvent]:
         """All that is released to or about one unit that took part in `rounds` rounds."""
         if rounds == 0:
             return []
+        if (shared := self._shared(1, steps=rounds)) is not None:
+            return [shared]
         if self.unit == "client" and not self._amplified:
             participations = min(rounds, self.participations)
             if self.mechanism == "independent":
@@ -221,10 +264,20 @@ class PrivacyPlan:
 
     @property
     def site_budget(self) -> Budget:
-        """What the run costs the examples of one site: the budget of a site that lives for this run only."""
+        """What the run costs the examples of one site: the budget of a site that lives for this run only.
+
+        Raises:
+            PrivacyError: It is infinite.
+        """
         if self.unit == "example":
             return self.budget
         events = [self.event(r + 1) for r in range(self.participations)]
         opened = [Budget(epsilon=self.budget.epsilon, delta=self.budget.delta, order=order) for order in ORDERS]
         cheapest = min(opened, key=lambda budget: spent(events, budget=budget))
-        return replace(cheapest, epsilon=spent(events, budget=cheapest) * (1 + 1e-9))
+        cost = spent(events, budget=cheapest)
+        if not math.isfinite(cost):
+            raise PrivacyError(
+                "the run hides no example at a site: that one's epsilon is infinite",
+                hint="lower privacy.target_epsilon, or raise privacy.noise_multiplier",
+            )
+        return replace(cheapest, epsilon=cost * (1 + 1e-9))

@@ -7,6 +7,8 @@ How events are read:
   up to twice the sensitivity, and the count by one instead of a half; no amplification is claimed;
 * an `example` event for `client`: infinite, since it hides one example, not all of a client's;
 * `MatrixGaussian`: one Gaussian for the whole run, however many participations are recorded;
+* `DistributedNoise`: a sum with the noise of its fewest honest sites. Its neighbours differ by an update that is zero
+  instead; an update that becomes another one moves it twice as far, and so does one example;
 * `NonPrivate`: infinite.
 """
 
@@ -16,16 +18,35 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from common.errors import PrivacyError
 from common.privacy.accounting.renyi import check_range, incomputable
-from common.privacy.events import MatrixGaussian, NonPrivate, PrivacyEvent, SampledGaussian, Unit
+from common.privacy.events import (
+    DistributedNoise,
+    MatrixGaussian,
+    NonPrivate,
+    PrivacyEvent,
+    SampledGaussian,
+    SharedNoise,
+    Unit,
+)
 
 Relation = Literal["add/remove", "replace-one"]
 
 Segment = tuple[float, float, int]
 """Noise multiplier, sampling rate, number of steps."""
+
+
+class NoisedSum(NamedTuple):
+    """A sum with shares of discrete noise, as far as it costs anything; sensitivities are those of the relation."""
+
+    mechanism: SharedNoise
+    variance: int
+    shares: int
+    l2_squared: int
+    l1: int
+    dimensions: int
 
 
 class Tally:
@@ -46,6 +67,7 @@ class Tally:
         self.relation = relation
         self.infinite = False
         self._steps: Counter[tuple[float, float]] = Counter()
+        self._sums: Counter[NoisedSum] = Counter()
         self._distances: Counter[float] = Counter()
         self._covered: set[MatrixGaussian] = set()
         for event in events:
@@ -60,7 +82,7 @@ class Tally:
         other = type(self)(unit=self.unit, relation=self.relation)
         other.infinite = self.infinite
         other._steps, other._distances = self._steps.copy(), self._distances.copy()  # noqa: SLF001 - its own class
-        other._covered = self._covered.copy()  # noqa: SLF001
+        other._sums, other._covered = self._sums.copy(), self._covered.copy()  # noqa: SLF001
         other.add(event, copies)
         return other
 
@@ -72,13 +94,23 @@ class Tally:
         return tuple(sorted((noise, rate, count) for (noise, rate), count in self._steps.items()))
 
     @property
+    def sums(self) -> tuple[tuple[NoisedSum, int], ...]:
+        """Equal sums with distributed noise together, sorted, and how many there are of each."""
+        return tuple(sorted(self._sums.items()))
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was released."""
+        return not (self.infinite or self._steps or self._sums)
+
+    @property
     def distance(self) -> float:
         """Total variation distance of all noise from what is counted."""
         return math.fsum(distance * count for distance, count in self._distances.items())
 
     def add(self, event: PrivacyEvent, copies: int = 1) -> None:
         """Count `copies` of an event more; an error leaves the total as it was. Raises as `plus`."""
-        if type(event) not in {SampledGaussian, MatrixGaussian, NonPrivate}:
+        if type(event) not in {SampledGaussian, MatrixGaussian, DistributedNoise, NonPrivate}:
             raise PrivacyError(
                 f"a privacy event of unknown kind ({type(event).__name__}) cannot be counted", hint="update Coterie"
             )
@@ -92,6 +124,10 @@ class Tally:
         if isinstance(event, NonPrivate) or (event.unit == "example" and self.unit == "client"):
             self.infinite = True
             return
+        if isinstance(event, DistributedNoise):
+            self._sums[self._read(event)] += event.steps * copies
+            self._distances[event.distance] += copies
+            return
         try:
             noise = event.noise_multiplier
         except ArithmeticError as e:  # squares near the ends of float64
@@ -103,3 +139,14 @@ class Tally:
         check_range(noise, rate)
         self._steps[noise, rate] += steps * copies
         self._distances[event.distance] += copies
+
+    def _read(self, event: DistributedNoise) -> NoisedSum:
+        twice = 2 if self.relation == "replace-one" or self.unit == "example" else 1
+        return NoisedSum(
+            mechanism=event.mechanism,
+            variance=event.variance,
+            shares=event.shares,
+            l2_squared=twice * twice * event.l2_squared,
+            l1=twice * event.l1,
+            dimensions=event.dimensions,
+        )

@@ -100,7 +100,7 @@ class Standing:
         Epsilon does not tell: at a fixed order the first release, however small, costs log(1/delta)/(order - 1), and
         the rest grows in proportion to what is released.
         """
-        if not self._tally.segments and not self._tally.infinite:
+        if self._tally.empty:
             return 0.0
         entry = epsilon_at(self.budget.order, 0.0, self.budget.delta)
         room = self.budget.epsilon - entry

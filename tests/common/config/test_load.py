@@ -84,6 +84,12 @@ class TestPrecedence:
         loaded = load_config(write(TWO_FACED), ["privacy.unit=none"])
         assert loaded.config == loaded.plain
 
+    def test_plain_runs_mask_nothing(self, write):
+        """Who trains alone has nobody to hide among; and what a ring can hold is no matter without one."""
+        loaded = load_config(write(TWO_FACED), ["privacy.secure_aggregation=true", "secagg.bits=16"])
+        assert loaded.config.privacy.secure_aggregation
+        assert not loaded.plain.privacy.secure_aggregation
+
     def test_the_dp_table_applies_where_privacy_is_switched_on_by_set(self, write):
         """A file that is not private by itself."""
         text = TWO_FACED.replace('unit = "example"\n', "")

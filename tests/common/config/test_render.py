@@ -25,6 +25,8 @@ def configurations(draw):
         training["local_steps"] = draw(st.integers(1, 50))
         privacy = {"unit": "example", draw(st.sampled_from(["target_epsilon", "noise_multiplier"])): draw(AMOUNTS)}
         privacy["target_delta"] = draw(st.floats(0, 0.01, exclude_min=True))
+    honest, colluding = draw(st.integers(2, 50)), draw(st.integers(0, 50))
+    group_size = draw(st.just(0) | st.integers(honest + colluding, 200))
     return RunConfig.model_validate(
         {
             "name": draw(NAMES),
@@ -33,7 +35,8 @@ def configurations(draw):
             "data": {"partition": "natural", "clients": 0, "sites": draw(st.lists(NAMES, max_size=3))},
             "training": training,
             "strategy": {"server_learning_rate": draw(st.none() | AMOUNTS)},
-            "privacy": privacy,
+            "privacy": {**privacy, "secure_aggregation": draw(st.booleans())},
+            "secagg": {"honest": honest, "colluding": colluding, "group_size": group_size},
             "simulation": {"byzantine_scale": draw(st.floats(allow_nan=False, allow_infinity=False))},
         }
     )

@@ -73,6 +73,17 @@ IMPOSSIBLE = [
     ("privacy.sampling_rate", "1.1"),
     ("privacy.sampling_rate", "nan"),
     ("privacy.expected_batch_size", "0"),
+    ("privacy.secure_aggregation", "maybe"),
+    ("secagg.epoch_rounds", "0"),
+    ("secagg.epoch_rounds", "65"),
+    ("secagg.honest", "1"),
+    ("secagg.colluding", "-1"),
+    ("secagg.bits", "8"),
+    ("secagg.clipping_norm", "0"),
+    ("secagg.clipping_norm", "inf"),
+    ("secagg.most_weight", "0"),
+    ("secagg.group_size", "-1"),
+    ("secagg.noise", "laplace"),
     ("seeds.data", "-1"),
     ("seeds.training", str(2**63)),
     ("simulation.byzantine_scale", "nan"),
@@ -82,6 +93,7 @@ IMPOSSIBLE = [
 ]
 
 BY_CLIENT = ("privacy.unit=client", "privacy.target_epsilon=1")
+SUMS = "privacy.secure_aggregation=true"
 
 CONTRADICTIONS = [
     ("data.clients", ["data.clients=0"]),
@@ -94,6 +106,16 @@ CONTRADICTIONS = [
     ("evaluation.patience", ["evaluation.every=0", "evaluation.patience=2"]),
     ("cohort.min_survivors", ["cohort.size=2", "cohort.min_survivors=3"]),
     ("cohort.over_sampling", ["cohort.over_sampling=0.5"]),
+    ("strategy.name", [SUMS, "strategy.name=qfedavg", "secagg.group_size=4"]),
+    ("strategy.name", [SUMS, "strategy.name=krum"]),
+    ("secagg.group_size", [SUMS, "secagg.group_size=2"]),
+    ("cohort.size", [SUMS, "cohort.size=2"]),
+    ("cohort.sampling", [SUMS, "cohort.size=5", "cohort.sampling=poisson"]),
+    ("cohort.over_sampling", [SUMS, "cohort.size=5", "cohort.over_sampling=0.2"]),
+    ("transport.compression", [SUMS, "transport.compression=bf16"]),
+    ("secagg.bits", [SUMS, "secagg.bits=16"]),
+    ("privacy.mechanism", [SUMS, *BY_CLIENT, "privacy.mechanism=matrix"]),
+    ("privacy.clipping", [SUMS, *BY_CLIENT, "privacy.clipping=adaptive"]),
     ("privacy.target_epsilon", ["privacy.unit=example", "training.local_steps=1"]),
     ("privacy.noise_multiplier", [*PRIVATE, "privacy.noise_multiplier=2"]),
     ("training.local_steps", ["privacy.unit=example", "privacy.target_epsilon=1"]),
@@ -145,6 +167,58 @@ def test_a_private_run_takes_a_target_or_noise_but_not_both(config):
     assert config(*base, "privacy.noise_multiplier=1.5").privacy.target_epsilon is None
     with pytest.raises(ConfigError, match=r"privacy\.noise_multiplier"):
         config(*base, "privacy.noise_multiplier=1.5", "privacy.target_epsilon=3")
+
+
+class TestSecureAggregation:
+    """What a run may ask for that shows the coordinator nothing but sums."""
+
+    def test_without_it_its_settings_are_free(self, config):
+        """A file may keep its [secagg] table, and what only secure aggregation refuses, while it is off."""
+        kept = config("secagg.group_size=2", "secagg.bits=16", "strategy.name=krum", "cohort.size=2")
+        assert not kept.privacy.secure_aggregation
+        assert kept.digest() != config("strategy.name=krum", "cohort.size=2").digest()
+
+    @pytest.mark.parametrize("strategy", ["fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan"])
+    def test_robust_strategies_compare_groups(self, config, strategy):
+        """They see the groups' means in place of single updates, also where clients add noise."""
+        chosen = [f"strategy.name={strategy}", "secagg.group_size=4"]
+        assert config(SUMS, *chosen).secagg.group_size == 4
+        assert config(SUMS, *BY_CLIENT, *chosen).distributed
+
+    def test_noise_of_the_clients_does_not_hide_how_many_answered(self, config):
+        """So that a round may ask for more than one survivor; where the coordinator adds noise it may not."""
+        assert config(SUMS, *BY_CLIENT, "cohort.min_survivors=5").distributed
+        with pytest.raises(ConfigError, match="min_survivors"):
+            config(*BY_CLIENT, "cohort.min_survivors=5")
+
+    @pytest.mark.parametrize(("honest", "colluding"), [(2, 0), (2, 1), (3, 4)])
+    def test_a_group_is_never_smaller_than_a_sum_may_be(self, config, honest, colluding):
+        """Nor a cohort smaller than a group; the smallest admissible ones are admitted."""
+        fewest = honest + colluding
+        chosen = [f"secagg.honest={honest}", f"secagg.colluding={colluding}"]
+        assert config(SUMS, *chosen, f"secagg.group_size={fewest}", f"cohort.size={fewest}")
+        with pytest.raises(ConfigError, match=r"secagg\.group_size"):
+            config(SUMS, *chosen, f"secagg.group_size={fewest - 1}")
+        for size, group in ((fewest - 1, 0), (fewest, fewest + 1)):
+            with pytest.raises(ConfigError, match=r"cohort\.size"):
+                config(SUMS, *chosen, f"secagg.group_size={group}", f"cohort.size={size}")
+
+    def test_small_rings_take_small_weights(self, config):
+        """16 bits add up equal weights, weights of a private run (always 1), and counts below a stated bound."""
+        for chosen in (["strategy.weighting=equal"], ["secagg.most_weight=10000"], PRIVATE):
+            assert config(SUMS, "secagg.bits=16", *chosen).secagg.bits == 16
+        with pytest.raises(ConfigError, match=r"secagg\.bits"):
+            config(SUMS, "secagg.bits=16", "secagg.most_weight=10923")
+
+    def test_clients_that_lie_can_be_simulated(self, config):
+        """To show what groups are for."""
+        assert config(SUMS, "simulation.byzantine_clients=2").simulation.byzantine_clients == 2
+
+    def test_whose_noise_it_is_follows_from_two_settings(self, config):
+        """Of unit client alone: the coordinator's, or, inside sums, the clients' own."""
+        units = [(), PRIVATE, BY_CLIENT]
+        found = [[(c.central, c.distributed) for c in (config(*unit), config(SUMS, *unit))] for unit in units]
+        assert found == [[(False, False)] * 2, [(False, False)] * 2, [(True, False), (False, True)]]
 
 
 def test_a_privacy_budget_has_no_default():

@@ -1,7 +1,6 @@
 """What every accountant must do, and what each says against independent calculations."""
 
 import math
-from dataclasses import dataclass
 from functools import partial
 
 import dp_accounting
@@ -25,7 +24,8 @@ from common.privacy.accounting.accountant import (
 )
 from common.privacy.accounting.budget import Budget
 from common.privacy.accounting.renyi import ORDERS, renyi_divergence
-from tests.helpers.events import matrix, non_private, sampled
+from tests.helpers.accountants import DELTA, Gate, every_accountant
+from tests.helpers.events import matrix, non_private, sampled, shared
 from tests.helpers.exact import (
     gaussian_delta,
     least_epsilon,
@@ -35,32 +35,24 @@ from tests.helpers.exact import (
     two_steps_delta,
 )
 
-DELTA = 1e-5
-ORDER = 9
-
-
-@dataclass(frozen=True)
-class Gate:
-    """The gate as an accountant: its order is fixed, its ceiling does not matter to what it counts."""
-
-    name: str = "gate"
-    relation: str = "add/remove"
-    order: int = ORDER
-
-    def epsilon(self, events, *, delta, unit="example"):
-        return spent(events, budget=Budget(epsilon=1.0, delta=delta, order=self.order), unit=unit)
-
-
-every_accountant = pytest.mark.parametrize("accountant", [Gate(), *ACCOUNTANTS], ids=lambda a: a.name)
-
-EVENTS = st.builds(
-    sampled,
-    st.integers(1, 9),
-    noise=st.sampled_from([0.7, 1.0, 3.0]),
-    rate=st.sampled_from([1.0, 0.02]),
-    steps=st.integers(1, 40),
-    unit=st.sampled_from(["example", "example", "client"]),
-    distance=st.sampled_from([0.0, 1e-12]),
+EVENTS = st.one_of(
+    st.builds(
+        sampled,
+        st.integers(1, 9),
+        noise=st.sampled_from([0.7, 1.0, 3.0]),
+        rate=st.sampled_from([1.0, 0.02]),
+        steps=st.integers(1, 40),
+        unit=st.sampled_from(["example", "example", "client"]),
+        distance=st.sampled_from([0.0, 1e-12]),
+    ),
+    st.builds(
+        shared,
+        st.integers(1, 9),
+        noise=st.sampled_from([2.0, 8.0]),
+        mechanism=st.sampled_from(["skellam", "discrete-gaussian"]),
+        steps=st.integers(1, 40),
+        distance=st.sampled_from([0.0, 1e-12]),
+    ),
 )
 few = settings(deadline=None, max_examples=5)
 
@@ -282,7 +274,7 @@ class TestAgainstTheCoordinator:
 
     def test_what_trusts_nobody_stays_as_it_is(self):
         """Event by event."""
-        events = [sampled(), matrix(), non_private()]
+        events = [sampled(), matrix(), shared(), non_private()]
         assert against_coordinator(events) == events
 
 
