@@ -21,7 +21,22 @@ from client.request import TrainRequest, parse_query, parse_request
 from common.config import RunConfig
 from common.crypto import PartyRecord, RunAuthorization, SealError, read_authorization
 from common.errors import FailureCode, PeerError
-from common.flower import AUTHORIZATION, CLIENT, COHORT, RUN_HEX, SCHEMA, WEIGHT, config_of
+from common.flower import (
+    ARRAYS,
+    AUTHORIZATION,
+    CLIENT,
+    COHORT,
+    CONFIG,
+    MASKED,
+    ROUND_STEP,
+    RUN_HEX,
+    SCHEMA,
+    SECAGG,
+    SECAGG_TYPE,
+    SETUP_STEP,
+    WEIGHT,
+    config_of,
+)
 from common.site import Site
 
 log = structlog.get_logger()
@@ -61,7 +76,9 @@ class Admission:
         """
         request = parse_query(message)
         record = config_of(message.content)
-        rules = [self._signed(record, request), self.rules(request.config), self._in_time()]
+        rules = [self._signed(record, request), self.rules(request.config)]
+        if message.metadata.message_type != SECAGG_TYPE:  # no round starts with it, and one that has started may end
+            rules.append(self._in_time())
         if message.metadata.message_type != MessageType.QUERY:
             rules.append(self._with_whom(record, message, request.config))
         for reason in (reason for group in rules for broken, reason in group if broken):
@@ -111,7 +128,7 @@ class Admission:
     def _with_whom(self, record: ConfigRecord, message: Message, config: RunConfig) -> Iterator[tuple[bool, str]]:
         """The cohort as the coordinator tells it; where it may not tell, the number that noise was made for."""
         least, told = self.policy.limits.smallest_cohort, record.get(COHORT)
-        if told is None and config.privacy.unit == "client":
+        if told is None and config.central:
             plan = parse_request(message).plan
             yield plan is None or plan.denominator < least, "the expected cohort is below limits.smallest_cohort"
             return
@@ -124,33 +141,66 @@ class Admission:
 def admission_mod(admission: Admission) -> Mod:
     """A mod that admits requests, and lets nothing leave that the run and the policy do not name.
 
-    It belongs just inside the sealed mod, which sees to it that the run is that of the sealed header.
+    It belongs just inside the sealed mod, which sees to it that the run is that of the sealed header, and around secure
+    aggregation: what passes here has been masked.
     """
 
     def admit(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         request = admission.check(message)
         reply = call_next(message, context)
         if reply.has_content():
-            _check_release(reply, request.config, admission.policy)
+            kind = message.metadata.message_type
+            masked = request.config.privacy.secure_aggregation
+            fits = _is_masked(reply, kind) if masked else _is_open(reply, request.config, admission.policy)
+            if not fits:
+                log.error("release_refused")
+                raise PeerError(FailureCode.POLICY_REFUSED)
         return reply
 
     return admit
 
 
-def _check_release(reply: Message, config: RunConfig, policy: Policy) -> None:
-    """Refuse to send what is neither the model nor one of the run's metrics that the policy allows."""
+def _is_open(reply: Message, config: RunConfig, policy: Policy) -> bool:
+    """Whether a reply holds nothing but the model and those of the run's metrics that the policy allows."""
     allowed = {name for name in released_metrics(config) if name in policy.allow.metrics}
-    for record in reply.content.values():
+    for name, record in reply.content.items():
         if isinstance(record, MetricRecord):
             told = {name for name, value in record.items() if not (name == WEIGHT and value == 1)}
             fits = told <= allowed
         elif isinstance(record, ConfigRecord):
             fits = record.keys() <= {CLIENT, SCHEMA}
         else:
-            fits = isinstance(record, ArrayRecord)
+            fits = isinstance(record, ArrayRecord) and name != SECAGG
         if not fits:
-            log.error("release_refused")
-            raise PeerError(FailureCode.POLICY_REFUSED)
+            return False
+    return True
+
+
+def _is_masked(reply: Message, kind: str) -> bool:
+    """Whether a reply of a run under secure aggregation holds nothing in clear.
+
+    An answer to a query holds the public facts of the data, to a step of the protocol that step, and to training one
+    masked vector, with a step of the next set-up perhaps: no metric, no weight, no other array.
+    """
+    content = dict(reply.content)
+    if kind == MessageType.QUERY:
+        told = content.pop(CONFIG, None)
+        return not content and isinstance(told, ConfigRecord) and told.keys() <= {CLIENT, SCHEMA}
+    steps = content.pop(SECAGG, None)
+    if kind == SECAGG_TYPE:
+        return not content and _are_bytes(steps, {ROUND_STEP, SETUP_STEP})
+    masked = content.pop(ARRAYS, None)
+    return not content and _are_bytes(masked, {MASKED}) and (steps is None or _are_bytes(steps, {SETUP_STEP}))
+
+
+def _are_bytes(record: object, names: set[str]) -> bool:
+    """Whether a record holds nothing but strings of bytes by these names, one at least."""
+    return (
+        isinstance(record, ArrayRecord)
+        and len(record) > 0
+        and record.keys() <= names
+        and all(array.dtype == "uint8" and len(array.shape) == 1 for array in record.values())
+    )
 
 
 def _names(told: object) -> list[str] | None:

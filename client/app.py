@@ -18,7 +18,16 @@ from flwr.clientapp.typing import Mod
 from numpy.typing import NDArray
 from torch import nn
 
-from client.mods import PrivacyResources, clipping_mod, compression_mod, guard_mod, privacy_mod
+from client.mods import (
+    MemberResources,
+    PrivacyResources,
+    answer_steps,
+    clipping_mod,
+    compression_mod,
+    guard_mod,
+    privacy_mod,
+    secagg_mod,
+)
 from client.request import TrainRequest, parse_query, parse_request, read_arrays
 from client.trainer import learning_rate_at, resolve_device, train_plain, train_private, unchanged
 from common.config import RunConfig
@@ -29,6 +38,7 @@ from common.flower import (
     CONFIG,
     RUN,
     SCHEMA,
+    SECAGG_TYPE,
     TRAIN_LOSS,
     WEIGHT,
     prepare_process,
@@ -45,7 +55,7 @@ _CLIPPING = "clipping"
 """Record of a client's own state, kept between rounds and never sent."""
 
 
-class Resources(PrivacyResources, Protocol):
+class Resources(PrivacyResources, MemberResources, Protocol):
     """What a client's own machine provides: it decides what registered names mean."""
 
     @property
@@ -104,7 +114,9 @@ def make_client_app(resources: Resources, *, outer: Sequence[Mod] = (), mods: Se
     def name_of(request: TrainRequest, context: Context) -> str:
         return resources.data(request, context)[1].name
 
-    @app.train(mods=[guard_mod, *outer, compression_mod(name_of), *mods, privacy_mod(resources), clipping_mod])
+    inner = [secagg_mod(resources, name_of), compression_mod(name_of), *mods, privacy_mod(resources), clipping_mod]
+
+    @app.train(mods=[guard_mod, *outer, *inner])
     def train(message: Message, context: Context) -> Message:
         request = parse_request(message)
         schema, data = resources.data(request, context)
@@ -124,6 +136,11 @@ def make_client_app(resources: Resources, *, outer: Sequence[Mod] = (), mods: Se
         schema, data = resources.data(request, context)
         told = ConfigRecord({CLIENT: data.name, SCHEMA: schema.to_text()})
         return Message(RecordDict({CONFIG: told}), reply_to=message)
+
+    @app.query(SECAGG_TYPE.partition(".")[2], mods=[guard_mod, *outer])
+    def secagg(message: Message, context: Context) -> Message:
+        """Answer steps of secure aggregation that come without a model."""
+        return answer_steps(resources, message, context)
 
     return app
 

@@ -15,15 +15,18 @@ from torch import nn
 
 from client.policy import released_metrics
 from client.resources import Held, SiteResources
+from common.aggregation import codec_for
 from common.config import RunConfig
 from common.config.participation import min_separation, participations
 from common.crypto import ENVELOPE_BYTES, blob_size
 from common.errors import BudgetExhaustedError, ConfigError, CoterieError, ModelError, PrivacyError
 from common.models import check_private, initial_model
 from common.models.weights import ModelWeights
-from common.privacy import RELATION, NonPrivate, PrivacyEvent, PrivacyPlan, make_plan, spent
+from common.privacy import NonPrivate, PrivacyEvent, PrivacyPlan, make_plan, noised_values, spent
 from common.privacy.bookkeeping import Bookkeeping
 from common.privacy.ledger.standing import Standing
+from common.secagg.packing import packed_bytes
+from common.secagg_plan import group_sizes, sums_plan
 from common.transport.compression import Compression
 
 
@@ -89,7 +92,8 @@ def _release(config: RunConfig, model: nn.Module, resources: SiteResources) -> d
     """What leaves in each round: sizes as they travel, and every metric by name."""
     weights = ModelWeights(model).copy()
     how = Compression.of(config.transport)
-    update = sum(how.encoded_bytes(values) for values in weights.values())
+    sums = _sums(config, model, resources) if config.privacy.secure_aggregation else None
+    update = sums["update_bytes"] if sums else sum(how.encoded_bytes(values) for values in weights.values())
     suite = resources.kit.keys.record.suite
     return {
         "model_bytes": sum(values.nbytes for values in weights.values()),
@@ -98,7 +102,32 @@ def _release(config: RunConfig, model: nn.Module, resources: SiteResources) -> d
         "sealed_bytes": blob_size(update) + ENVELOPE_BYTES[suite],
         "metrics": list(released_metrics(config)),
         "weight": "number of examples" if "num-examples" in released_metrics(config) else "1",
+        "sums": sums,
         "clear": [],
+    }
+
+
+def _sums(config: RunConfig, model: nn.Module, resources: SiteResources) -> dict[str, Any]:
+    """Under secure aggregation: how large the masked update is, and what the coordinator can see of it at most.
+
+    Raises:
+        ConfigError: The sites that this one knows of are too few for a sum.
+    """
+    clients = len(config.data.sites or resources.kit.sites)
+    plan = _plan(config, model, resources) if config.distributed else None
+    members = max(group_sizes(config, clients))
+    codec = codec_for(config, ModelWeights(model).shared(), participants=members, plan=plan, server_round=1)
+    told = sums_plan(config, clients)
+    return {
+        "update_bytes": packed_bytes(codec.size, codec.bits),
+        "fewest": told["sum"]["fewest"],
+        "members": told["sum"]["members"],
+        "colluding": told["sum"]["colluding"],
+        "setup_bytes": told["setup"]["sent_bytes"],
+        "epoch_rounds": told["setup"]["epoch_rounds"],
+        "against": resources.secagg_claim,
+        "not_with": resources.not_agreed,
+        "warnings": told["warnings"],
     }
 
 
@@ -119,8 +148,9 @@ def _privacy(
     after = spent([*standing.events, *events], budget=standing.budget, unit=standing.counted)
     return {
         "unit": plan.unit,
-        "trust": "coordinator" if plan.unit == "client" else "nobody",
-        "relation": RELATION,
+        "trust": plan.trust,
+        "relation": plan.relation,
+        "shares": plan.shares and asdict(plan.shares),
         "noise_multiplier": plan.noise_multiplier,
         "noise_stddev": plan.noise_stddev,
         "clipping_norm": plan.clipping_norm,
@@ -145,7 +175,7 @@ def _plan(config: RunConfig, model: nn.Module, resources: SiteResources) -> Priv
     try:
         return make_plan(
             config,
-            dimensions=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            dimensions=noised_values(model, config),
             participations=participations(config.cohort, clients, config.rounds),
             min_separation=min_separation(config.cohort, clients),
             clients=clients,

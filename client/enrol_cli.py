@@ -50,6 +50,10 @@ def enroll(
 
     Where a certificate has expired: `coterie enroll --kit KIT` makes a request
     with the same keys.
+
+    Who joined without --fingerprint compares it later, before it takes part in
+    secure aggregation: `coterie enroll --kit KIT --fingerprint F`, with what
+    other sites read from `coterie provision show`.
     """
     if token:
         _only(token=True, name=name, federation=federation, kit=kit, answer=answer)
@@ -59,7 +63,7 @@ def enroll(
         _complete(answer, _needed(kit, "--kit"), fingerprint, as_json=as_json)
     elif kit is not None:
         _only(kit=True, name=name, federation=federation, out=out)
-        _again(kit, as_json=as_json)
+        _confirm(kit, fingerprint, as_json=as_json) if fingerprint else _again(kit, as_json=as_json)
     else:
         if not name:
             raise click.UsageError("give NAME, --token, --answer or --kit")
@@ -81,6 +85,16 @@ def _again(kit: Path, *, as_json: bool) -> None:
     from client.enrolment import REQUEST, ask_again
 
     _tell_request(ask_again(kit), kit / REQUEST, as_json=as_json)
+
+
+def _confirm(kit: Path, fingerprint: str, *, as_json: bool) -> None:
+    from client.enrolment import confirm
+
+    shown = confirm(kit, fingerprint)
+    if as_json:
+        _print_json(kit=str(kit), fingerprint=shown, confirmed=True)
+        return
+    typer.echo(f"everybody whom {kit} pins is who others know, too: {shown}")
 
 
 def _tell_request(request: Request, path: Path, *, as_json: bool) -> None:
@@ -128,6 +142,8 @@ def _tell_done(kit: Path, fingerprint: str, *, compared: bool, as_json: bool) ->
     typer.echo(f"certificate until {until:%Y-%m-%d %H:%M} UTC; it renews itself while the party is in touch")
     if not compared:
         _hint("compare the fingerprint with the federation's administrator before you start: it says whom you trust")
+    if done.unconfirmed:
+        _hint(f"and with other sites, for secure aggregation; then: `coterie enroll --kit {kit} --fingerprint F`")
     if done.role == "site":
         _hint(f"say what this site takes part in: `coterie policy init --out {kit / 'policy.toml'}`")
         _hint(f"say where its data is: {kit / 'site.toml'}; then `coterie client --kit {kit}`")

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from common.crypto import PartyKeys
+from common.disk import disk_errors
 from common.enrolment import SUITES, Answer, Request, Token, federation_fingerprint, same_fingerprint
 from common.errors import KitError, RefusedError, UnreachableError
-from common.kit import IDENTITY, KitFacts, check_secrets, party_role, read_facts
+from common.kit import IDENTITY, PARTIES, UNCONFIRMED, KitFacts, check_secrets, party_role, read_facts, read_pins
 from common.kit_files import begin_kit, begin_renewal, complete_kit, new_folder, put
-from common.kit_tls import CHAIN, Tls
+from common.kit_tls import CHAIN, ROOT, Tls, read
 from common.pins import Pins
 
 REQUEST = "request.json"
@@ -52,7 +53,8 @@ def ask_again(kit: Path) -> Request:
 def finish(kit: Path, answer: Answer, *, fingerprint: str = "") -> str:
     """Complete a kit with an answer; the federation's fingerprint.
 
-    Guarantee: Where this raises, the kit is as it was. What it pins already is never replaced.
+    Guarantee: Where this raises, the kit is as it was. What it pins already is never replaced. Without a fingerprint to
+    compare with, everybody who is new to the kit counts as unconfirmed: secure aggregation may refuse them.
 
     Raises:
         RefusedError: The answer is for another kit, or the federation is not the one of `fingerprint`.
@@ -69,8 +71,29 @@ def finish(kit: Path, answer: Answer, *, fingerprint: str = "") -> str:
         raise RefusedError(f"the answer has the fingerprint {shown}", hint="ask for the answer again; do not use this")
     if pins.find(facts.name) != PartyKeys.load(kit / IDENTITY).record:
         raise RefusedError("the answer lists other keys for this party than this kit has", hint=_AGAIN.format(kit))
-    complete_kit(kit, server=answer.server, root=answer.root.encode(), chain=answer.chain.encode(), pins=pins)
+    known = set(read_pins(kit).records()) if (kit / PARTIES).exists() else set()
+    told = [] if fingerprint else [r for r in pins.records() if r not in known and r.name != facts.name]
+    root, chain = answer.root.encode(), answer.chain.encode()
+    complete_kit(kit, server=answer.server, root=root, chain=chain, pins=pins, unconfirmed=told)
     (kit / REQUEST).unlink(missing_ok=True)
+    return shown
+
+
+def confirm(kit: Path, fingerprint: str) -> str:
+    """Take note that a kit's pins are what others have, who read this fingerprint to its administrator.
+
+    Raises:
+        RefusedError: The kit's own fingerprint is another: somebody has other records.
+        KitError: The kit is incomplete, damaged, or cannot be written.
+    """
+    shown = federation_fingerprint(read(kit / ROOT), read_pins(kit))
+    if not same_fingerprint(fingerprint, shown):
+        raise RefusedError(
+            f"the kit has the fingerprint {shown}",
+            hint="`coterie provision show` lists each party's: find out with the others who differs, and who is right",
+        )
+    with disk_errors(kit / UNCONFIRMED):
+        (kit / UNCONFIRMED).unlink(missing_ok=True)
     return shown
 
 

@@ -1,7 +1,8 @@
 """The ClientApp of a site under Flower's own runtime: the same as in `coterie client`, made anew for every message.
 
 Flower starts a process for each message and keeps a client's state in the SuperNode's memory alone. What must last lies
-in the kit of this machine: keys, ledgers, stored updates, and which orders were taken.
+in the kit of this machine: keys, ledgers, stored updates, and which orders were taken. Secrets of secure aggregation
+lie in memory that outlives a process.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from client.agent import SEEN
 from client.cli import LOCK
 from client.mods.sealed import ReplayGuard
 from client.resources import site_resources
+from client.secagg import FolderMembers, memory_folder
 from client.site_app import make_site_app
 from common.disk import acquire_lock, disk_errors
 from common.errors import CoterieError, FailureCode
@@ -27,6 +29,9 @@ from common.flower_runtime import Packer, kit_folder
 from common.kit import Kit, load_kit
 
 log = structlog.get_logger()
+
+MEMBERS = "members"
+"""Folder in a site's state, where this machine has no file system in memory."""
 
 
 class SiteApp(ClientApp):
@@ -56,8 +61,15 @@ class SiteApp(ClientApp):
         if self._kit is None or self._app is None:
             torch.set_num_threads(1)  # a client's result must not depend on how many cores it finds
             self._kit = load_kit(kit_folder(context.node_config), role="site")
-            self._app = make_site_app(site_resources(self._kit), seen=ReplayGuard(self._kit.state / SEEN))
+            self._app = make_site_app(
+                site_resources(self._kit, members=_members(self._kit)), seen=ReplayGuard(self._kit.state / SEEN)
+            )
         return self._kit, self._app
+
+
+def _members(kit: Kit) -> FolderMembers:
+    """Where the next process finds what this one leaves of secure aggregation: in memory where that is possible."""
+    return FolderMembers(memory_folder(kit.keys.record.key_id, otherwise=kit.state / MEMBERS))
 
 
 @contextmanager

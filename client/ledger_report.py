@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,9 +15,10 @@ from rich.text import Text
 
 from client.ledger_lookup import Entry
 from common.errors import PrivacyError
+from common.guarantee import UPDATE_REPLACED, against
 from common.privacy.accounting.accountant import ACCOUNTANTS, Accountant, Relation, against_coordinator, spent
 from common.privacy.accounting.budget import Budget
-from common.privacy.events import NonPrivate, PrivacyEvent, SampledGaussian, Unit
+from common.privacy.events import DistributedNoise, NonPrivate, PrivacyEvent, SampledGaussian, Unit
 from common.privacy.ledger.standing import Standing
 
 UNITS = {"example": "each example", "entity": "each entity", "client": "each client's whole data"}
@@ -94,6 +95,9 @@ def _mechanism(event: PrivacyEvent, example: str) -> dict[str, Any]:
     values: dict[str, Any] = {"unit": unit, "trust": event.trust, "noise_multiplier": event.noise_multiplier}
     if isinstance(event, SampledGaussian):
         return values | {"sampling_rate": event.sampling_rate, "steps": event.steps}
+    if isinstance(event, DistributedNoise):
+        shares = {"mechanism": event.mechanism, "honest": event.shares, "colluding": event.colluding}
+        return values | {"sampling_rate": None, "steps": event.steps, "shares": shares, "relation": UPDATE_REPLACED}
     return values | {"sampling_rate": None, "steps": None, "rounds_covered": event.rounds}
 
 
@@ -153,6 +157,7 @@ def render(document: dict[str, Any]) -> RenderableType:
             title, Padding(Text(f"cannot be trusted: {document['problem']}", style="red"), (0, 0, 0, 2), expand=False)
         )
     parts: list[RenderableType] = [_budget(document), _epsilon_table(document), _event_table(document["events"])]
+    parts.extend(_sums_note(document["events"]))
     if len(document["budgets"]) > 1:
         parts.append(_budget_table(document["budgets"]))
     if document["decisions"]:
@@ -245,13 +250,32 @@ def _event_table(events: Sequence[dict[str, Any]]) -> RenderableType:
             rounds,
             event["kind"],
             event["unit"] or "nobody",
-            event["trust"] or "everybody",
+            _trusted(event),
             "-" if noise is None else f"{noise:.4g}",
             "-" if rate is None else f"{rate:.4g}",
             "-" if steps is None else str(steps),
         )
         table.add_row(*(Text(cell, style="red" if noise is None else "") for cell in cells))
     return table
+
+
+def _trusted(event: dict[str, Any]) -> str:
+    """Whom the guarantee of an event rests on."""
+    if shares := event.get("shares"):
+        honest = shares["honest"]
+        return f"{honest} site{'s' if honest > 1 else ''} of each sum"
+    return event["trust"] or "everybody"
+
+
+def _sums_note(events: Sequence[dict[str, Any]]) -> Iterator[Text]:
+    """What holds of noise that the clients of a sum add; nothing where there was none."""
+    colluding = [event["shares"]["colluding"] for event in events if "shares" in event]
+    if colluding:
+        yield Text(
+            f"{DistributedNoise.KIND} holds {against('cohort', min(colluding))}; for a client it compares "
+            f"{UPDATE_REPLACED}; every line counts it by Renyi accounting",
+            style="dim",
+        )
 
 
 def _budget_table(budgets: Sequence[dict[str, Any]]) -> RenderableType:

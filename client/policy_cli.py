@@ -86,6 +86,11 @@ def check(
         return
     budget = f"epsilon {rules.budget.epsilon:g} at delta {rules.budget.delta:g}" if rules.budget else "none"
     typer.echo(f"{policy} is valid; budget over all runs: {budget}; units: {', '.join(rules.limits.units) or 'none'}")
+    sums = rules.secure_aggregation
+    when = "needed for every run" if rules.privacy.require_secure_aggregation else "where a run has it"
+    typer.echo(
+        f"secure aggregation: {when}; sums of {sums.smallest_cohort} sites or more, {sums.colluding} of them colluding"
+    )
     if data is not None:
         typer.echo(f"delta is below one over the {document['units']} rows or entities of {data}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from common.config import RunConfig
 from common.config.load import parse_config
+from common.crypto import NO_ID
 from common.errors import CoterieError, FailureCode, PeerError
 from common.flower import (
     ARRAYS,
@@ -22,6 +24,7 @@ from common.flower import (
     PARTICIPATIONS,
     ROUND,
     RUN,
+    RUN_HEX,
     SEPARATION,
     arrays_of,
     config_of,
@@ -50,12 +53,14 @@ class Calibrated:
 class TrainRequest:
     """One round's work: which run, which round, and under which privacy plan (None: without privacy).
 
-    `digest` names the configuration: what is made for a run can be kept under it. `clipping_norm` is the present bound
-    on an update (privacy unit `client`), 0 elsewhere.
+    `digest` names the configuration: what is made for a run can be kept under it. `run_id` is what the coordinator
+    calls the run; one without an id, as in a simulation, is named by its configuration. `clipping_norm` is the present
+    bound on an update (privacy unit `client`), 0 elsewhere.
     """
 
     config: RunConfig
     digest: str
+    run_id: bytes
     server_round: int
     plan: PrivacyPlan | None
     proximal_mu: float
@@ -108,10 +113,7 @@ def _parse(message: Message, *, train: bool) -> TrainRequest:
                 dimensions=_dimensions(message),
             )
             plan = _plan(text, said)
-            if config.privacy.unit == "client":
-                clipping_norm = _field(record, CLIPPING_NORM, float)
-                if not SMALLEST_NORM <= clipping_norm <= LARGEST_NORM:
-                    raise ValueError(clipping_norm)
+            clipping_norm = _clipping_norm(record, config)
         server_round = _field(record, ROUND, int)
         if server_round > config.rounds:
             raise ValueError(server_round)
@@ -121,6 +123,7 @@ def _parse(message: Message, *, train: bool) -> TrainRequest:
         return TrainRequest(
             config=config,
             digest=digest,
+            run_id=_run_id(record, digest),
             server_round=server_round,
             plan=plan,
             proximal_mu=mu,
@@ -130,8 +133,30 @@ def _parse(message: Message, *, train: bool) -> TrainRequest:
         raise PeerError(FailureCode.INVALID_REQUEST) from e
 
 
+def _run_id(record: ConfigRecord, digest: str) -> bytes:
+    said = record.get(RUN_HEX)
+    if said is None:
+        return hashlib.sha256(bytes.fromhex(digest)).digest()[: len(NO_ID)]
+    run_id = bytes.fromhex(said) if isinstance(said, str) else b""
+    if len(run_id) != len(NO_ID):
+        raise ValueError(RUN_HEX)
+    return run_id
+
+
+def _clipping_norm(record: ConfigRecord, config: RunConfig) -> float:
+    """The bound on an update: what the coordinator says that adds the noise, and else what the run says."""
+    if not config.central:
+        return config.privacy.clipping_norm if config.distributed else 0.0
+    norm = _field(record, CLIPPING_NORM, float)
+    if not SMALLEST_NORM <= norm <= LARGEST_NORM:
+        raise ValueError(norm)
+    return norm
+
+
 def _dimensions(message: Message) -> int:
-    """How many values the model has that can be trained, at most: each is rounded to the noise's grid."""
+    """How many values the model has that can be trained, at most: each is rounded to the noise's grid. Where clients
+    add the noise all of them are in the sum.
+    """
     record = message.content[ARRAYS]
     if not isinstance(record, ArrayRecord):
         raise TypeError(ARRAYS)

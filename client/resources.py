@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import structlog
 from flwr.app import Context
 
 from client.admission import Admission
 from client.ledgers import IDENTITY, LEDGERS, SiteLedgers
 from client.policy import Policy, load_policy
 from client.request import TrainRequest
+from client.secagg import FileJournal, Members, MemoryMembers, Seat
 from client.spool import Spool
+from common.aggregation import rules_for
 from common.config.settings import DataSettings
+from common.crypto import PartyRecord
 from common.data import load_federation
 from common.errors import DataError, SiteError
 from common.kit import Kit
+from common.pins import Claim, secagg_claim
 from common.privacy import Ledger, NoiseSource, SecureNoise
 from common.privacy.ledger.standing import Protected
 from common.schema import ClientData, DataSchema, Examples
+from common.secagg.member import Member
 from common.site import Site, load_site
 
-SITE_FILE, POLICY_FILE, SPOOL = "site.toml", "policy.toml", "spool"
+log = structlog.get_logger()
+
+SITE_FILE, POLICY_FILE, SPOOL, JOURNALS = "site.toml", "policy.toml", "spool", "secagg"
 """Names in a kit, and in its state folder."""
 
 _KEPT = 2
@@ -57,11 +66,13 @@ class SiteResources:
         kit: Keys, pins and state.
         policy: The site's own rules.
         site: Its own models and data.
+        members: Keeps its secrets of secure aggregation between messages.
     """
 
     kit: Kit
     policy: Policy
     site: Site
+    members: Members = field(default_factory=MemoryMembers, repr=False)
     _held: OrderedDict[str, Held] = field(default_factory=OrderedDict, init=False, repr=False)
     _ledgers: dict[tuple[str, bytes], Ledger] = field(default_factory=dict, init=False, repr=False)
 
@@ -136,17 +147,60 @@ class SiteResources:
         """Secure noise."""
         return self._source
 
+    def member(self, request: TrainRequest, context: Context) -> AbstractContextManager[Member]:
+        """This site's member of a run under secure aggregation."""
+        return self.members.open(request.run_id, lambda: self._seat(request), context)
+
+    @property
+    def peers(self) -> Mapping[str, PartyRecord]:
+        """Whom this site adds its updates up with, as the kit's pins are now: itself, and those whose keys came another
+        way than through the coordinator, unless the policy says that this does not matter.
+
+        Raises:
+            KitError: The pins cannot be read.
+        """
+        kit = self.kit.reloaded()
+        others = kit.agreed_sites if self.policy.secure_aggregation.require_pins else kit.sites
+        return {**others, kit.name: kit.keys.record}
+
+    @property
+    def not_agreed(self) -> list[str]:
+        """Sites that it takes part in no sum with: their keys came through the coordinator, and the policy minds."""
+        return sorted(self.kit.reloaded().sites.keys() - self.peers.keys())
+
+    @property
+    def secagg_claim(self) -> Claim:
+        """Whom secure aggregation protects this site's updates from."""
+        kit = self.kit.reloaded()
+        return secagg_claim(agreed=self.peers.keys() <= {*kit.agreed_sites, kit.name})
+
+    def _seat(self, request: TrainRequest) -> Seat:
+        if others := self.not_agreed:
+            mend = f"compare with them, then: coterie enroll --kit {self.kit.folder} --fingerprint F"
+            log.warning("no_sum_with", sites=others, reason="their keys came through the coordinator", hint=mend)
+        return Seat(
+            name=self.kit.name,
+            signer=self.kit.keys,
+            peers=self.peers,
+            rules=rules_for(request.config, request.run_id),
+            journal=FileJournal(self.kit.state / JOURNALS, request.run_id),
+            most_aborts=self.policy.secure_aggregation.most_aborts_a_day,
+        )
+
     def _of(self, request: TrainRequest) -> Held:
         return self.held(request.config.data, seed=request.config.seeds.data)
 
 
-def site_resources(kit: Kit, *, site_file: Path | None = None, policy_file: Path | None = None) -> SiteResources:
+def site_resources(
+    kit: Kit, *, site_file: Path | None = None, policy_file: Path | None = None, members: Members | None = None
+) -> SiteResources:
     """The resources of a kit's site.
 
     Args:
         kit: A site's kit.
         site_file: Its registry; None takes `site.toml` of the kit.
         policy_file: Its rules; None takes `policy.toml` of the kit.
+        members: Keeps its secrets of secure aggregation; None keeps them in this process's memory.
 
     Raises:
         SiteError: A file is missing or wrong, or the policy pins another coordinator than the kit.
@@ -159,7 +213,8 @@ def site_resources(kit: Kit, *, site_file: Path | None = None, policy_file: Path
             hint=f"coordinator.key is {pinned}, the kit has {kit.coordinator.key_id.hex()}: ask who is right",
         )
     registry = site_file or kit.folder / SITE_FILE
-    return SiteResources(kit=kit, policy=policy, site=load_site(registry if site_file or registry.exists() else None))
+    site = load_site(registry if site_file or registry.exists() else None)
+    return SiteResources(kit=kit, policy=policy, site=site, members=members or MemoryMembers())
 
 
 def load_own(settings: DataSettings, *, seed: int, site: Site, name: str) -> tuple[DataSchema, ClientData]:

@@ -19,8 +19,8 @@ def make_site_app(
 ) -> ClientApp:
     """A ClientApp that takes sealed messages alone.
 
-    Guard, seal, admission, compression, the accelerator's lock, privacy, clipping, training: what is refused earlier
-    costs nothing later, and what leaves passes the same checks on its way out.
+    Guard, seal, admission, masks, compression, the accelerator's lock, privacy, clipping, training: what is refused
+    earlier costs nothing later, and what leaves passes the same checks on its way out.
 
     Args:
         resources: The site's own keys, rules, data and ledgers.

@@ -3,6 +3,7 @@
     kit.toml       federation, name, role, the coordinator's address
     ca.pem         certificate of the federation's root
     parties.json   pinned public records
+    unconfirmed.json  which of them came through the coordinator, and nobody has compared yet
     identity/      keys that sign and open messages                                           secret
     tls/           chain.pem, and its key private.pem                                         secret
     issuer/        the coordinator's only: what signs certificates                            secret
@@ -35,6 +36,7 @@ __all__ = [
     "ISSUER",
     "KIT",
     "PARTIES",
+    "UNCONFIRMED",
     "Kit",
     "KitFacts",
     "Tls",
@@ -43,9 +45,11 @@ __all__ = [
     "party_role",
     "read_facts",
     "read_pins",
+    "read_unconfirmed",
 ]
 
 KIT, PARTIES, IDENTITY, ISSUER = "kit.toml", "parties.json", "identity", "issuer"
+UNCONFIRMED = "unconfirmed.json"
 
 _SECRETS = (IDENTITY, "tls", ISSUER)
 _WHOSE = {"coordinator": "the coordinator", "site": "a site", "operator": "an operator", "authority": "the authority"}
@@ -62,6 +66,14 @@ class KitFacts(BaseModel):
     server: str = Field("", description="host:port of the coordinator; empty until the party is enrolled.")
 
 
+class _Unconfirmed(BaseModel):
+    """What `unconfirmed.json` says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: Literal[1] = 1
+    key_ids: list[str]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kit:
     """One party's keys and pins.
@@ -71,6 +83,8 @@ class Kit:
         name, role, keys: The party's own.
         address: The coordinator's `host:port`.
         coordinator, sites, operators: Pinned records, the latter by name.
+        unconfirmed: Key ids of pinned records that came through the coordinator, and that nobody has compared with what
+            others have.
     """
 
     folder: Path
@@ -82,6 +96,12 @@ class Kit:
     coordinator: PartyRecord
     sites: Mapping[str, PartyRecord]
     operators: Mapping[str, PartyRecord]
+    unconfirmed: frozenset[bytes] = frozenset()
+
+    @property
+    def agreed_sites(self) -> Mapping[str, PartyRecord]:
+        """The sites whose keys were agreed outside of the coordinator, by name."""
+        return {name: record for name, record in self.sites.items() if record.key_id not in self.unconfirmed}
 
     def tls(self) -> Tls:
         """The certificate and its key as they are on the disk now: a renewal rewrites them.
@@ -128,8 +148,15 @@ class Kit:
         Raises:
             KitError: `parties.json` is missing or damaged.
         """
+        unconfirmed = read_unconfirmed(self.folder)  # first: whoever pins says so before
         pins = self.pins()
-        return replace(self, coordinator=pins.coordinator, sites=pins.sites, operators=pins.operators)
+        return replace(
+            self,
+            coordinator=pins.coordinator,
+            sites=pins.sites,
+            operators=pins.operators,
+            unconfirmed=unconfirmed,
+        )
 
 
 def load_kit(folder: Path, *, role: Role | None) -> Kit:
@@ -173,6 +200,7 @@ def load_kit(folder: Path, *, role: Role | None) -> Kit:
         coordinator=pins.coordinator,
         sites=pins.sites,
         operators=pins.operators,
+        unconfirmed=read_unconfirmed(folder),
     )
 
 
@@ -215,6 +243,19 @@ def read_pins(folder: Path) -> Pins:
     """
     with damage(folder / PARTIES):
         return Pins.from_text(read(folder / PARTIES).decode())
+
+
+def read_unconfirmed(folder: Path) -> frozenset[bytes]:
+    """Key ids of the pinned records that came through the coordinator and were not compared since.
+
+    Raises:
+        KitError: The file is damaged.
+    """
+    path = folder / UNCONFIRMED
+    if not path.exists():
+        return frozenset()
+    with damage(path):
+        return frozenset(map(bytes.fromhex, _Unconfirmed.model_validate_json(read(path)).key_ids))
 
 
 def check_secrets(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import gzip
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -22,7 +23,17 @@ from cryptography.exceptions import InvalidSignature
 from common.crypto import PartyKeys, PartyRecord, encode_tls_key, generate_tls_key, make_csr, peer_identity
 from common.disk import atomic_file
 from common.errors import KitError, RefusedError, RunError
-from common.kit import IDENTITY, KIT, PARTIES, KitFacts, party_role, read_facts, read_pins
+from common.kit import (
+    IDENTITY,
+    KIT,
+    PARTIES,
+    UNCONFIRMED,
+    KitFacts,
+    party_role,
+    read_facts,
+    read_pins,
+    read_unconfirmed,
+)
 from common.kit_texts import readme, site_toml
 from common.kit_tls import CHAIN, NEXT_TLS_KEY, ROOT, TLS_KEY, fits, read, verify_chain
 from common.pins import Pins
@@ -99,8 +110,12 @@ def begin_kit(folder: Path, facts: KitFacts, keys: PartyKeys) -> bytes:
     return begin_renewal(folder)
 
 
-def complete_kit(folder: Path, *, server: str, root: bytes, chain: bytes, pins: Pins) -> None:
+def complete_kit(
+    folder: Path, *, server: str, root: bytes, chain: bytes, pins: Pins, unconfirmed: Iterable[PartyRecord] = ()
+) -> None:
     """Add what an enrolment answers: the coordinator's address, the root, the certificate and the pins.
+
+    `unconfirmed` are those of the pins that came through the coordinator, and that nobody has compared.
 
     Raises:
         KitError: The certificate is not for this kit.
@@ -113,6 +128,7 @@ def complete_kit(folder: Path, *, server: str, root: bytes, chain: bytes, pins: 
         raise RefusedError("the answer has another root than this kit", hint="enrol anew, into another folder")
     check_certificate(folder, chain, root=root)
     put(folder / ROOT, root)
+    _mark_unconfirmed(folder, unconfirmed)
     put(folder / PARTIES, pins.to_text().encode())
     put(folder / KIT, kit_toml(facts.model_copy(update={"server": server})))
     install_certificate(folder, chain)
@@ -230,3 +246,11 @@ def kit_toml(facts: KitFacts) -> bytes:
     """The text of `kit.toml`."""
     head = "# Which party of which federation this kit is for. README.txt says what lies beside it.\n"
     return (head + tomli_w.dumps(facts.model_dump())).encode()
+
+
+def _mark_unconfirmed(folder: Path, records: Iterable[PartyRecord]) -> None:
+    """Before they are pinned: an interruption must not make them count as confirmed."""
+    new = {record.key_id for record in records}
+    if new:
+        key_ids = sorted(key_id.hex() for key_id in read_unconfirmed(folder) | new)
+        put(folder / UNCONFIRMED, (json.dumps({"format": 1, "key_ids": key_ids}, indent=1) + "\n").encode())

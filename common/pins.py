@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,6 +15,9 @@ from common.errors import RefusedError
 
 LARGEST = 4 << 20
 """Bytes of a document of records: more is refused unread."""
+
+
+Claim = Literal["malicious coordinator", "curious coordinator"]
 
 
 class _Document(BaseModel):
@@ -106,3 +109,15 @@ class Pins:
                     hint="a party that lost its keys comes back under a new name",
                 )
         return type(self).of(self.federation, [*self.records(), *new])
+
+
+def secagg_claim(*, agreed: bool) -> Claim:
+    """Whom secure aggregation hides single updates from, while not too many sites help it.
+
+    A coordinator that brought the sites each other's keys could have brought its own instead, and would see all that is
+    masked for them; one that only looks on sees nothing either way.
+
+    Args:
+        agreed: Whether the sites' keys were agreed outside of the coordinator.
+    """
+    return "malicious coordinator" if agreed else "curious coordinator"

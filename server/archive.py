@@ -1,7 +1,8 @@
 """A run's result as one archive, which `coterie fetch` brings to an operator: the coordinator packs, they unpack.
 
-What is in it is an ordinary run folder, for `coterie predict`, `coterie export` and `coterie runs`. Under client-level
-privacy it says neither who was asked nor who answered: that was not paid for, and the archive leaves the coordinator.
+What is in it is an ordinary run folder, for `coterie predict`, `coterie export` and `coterie runs`. Where the
+coordinator adds the noise it says neither who was asked nor who answered: that was not paid for, and the archive leaves
+the coordinator. Where the clients add it, all of them know who took part, and their noise does not count on it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def pack(folder: Path, sink: BinaryIO) -> None:
     config = run.config()
     with disk_errors(folder, "read"), TemporaryDirectory() as scratch:
         source = folder
-        if config.privacy.unit == "client":
+        if config.central:
             source = Path(scratch)
             _without_names(run, source)
         with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as archive:

@@ -1,6 +1,6 @@
-"""The round loop: sample a cohort, let the strategy ask, fold the answers, evaluate, checkpoint.
+"""The round loop: sample a cohort, let the strategy ask, let it step, evaluate, checkpoint.
 
-Under client-level privacy the answers are clipped, summed and released with noise instead (`server.release`).
+How a cohort is asked, and what the strategy sees of its answers, is `server.asking`'s.
 
 Flower's `Strategy.start` has no resume, no checkpoint hook and samples with the global `random`; this loop drives the
 same hooks (`configure_train`, `aggregate_train`) of an unmodified strategy and does these things itself.
@@ -18,39 +18,18 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from common.errors import BudgetExhaustedError, FailureCode, PrivacyError, RunError
-from common.flower import (
-    CLIENTS,
-    CLIPPING_NORM,
-    NOISE,
-    ORDER,
-    PARTICIPATIONS,
-    SEPARATION,
-    TRAIN_LOSS,
-    WITHIN,
-    from_record,
-    to_record,
-)
+from common.errors import BudgetExhaustedError, RunError
+from common.flower import CLIENTS, NOISE, ORDER, PARTICIPATIONS, ROUND, SEPARATION, TRAIN_LOSS, from_record, to_record
 from common.models.weights import ModelWeights
-from common.transport.compression import Compression
 from server.aggregation import aggregate, all_finite, make_writable
+from server.asking.base import Call
+from server.asking.choice import asking_for
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.cohort import CohortSampler, Sampler, min_separation, participations
 from server.evaluation import Evaluation, evaluate
-from server.grids import (
-    CheckedGrid,
-    ClippedSum,
-    ClippedSumGrid,
-    DecompressingGrid,
-    FoldingGrid,
-    SpoolingGrid,
-    noised_reply,
-    trainable_names,
-)
 from server.job import Arrays, Job, Observer, Outcome, RoundRecord
-from server.release import Release, Releases
 from server.roster import CohortView, discover, request_record
-from server.strategies import cast_like, largest_value, make_strategy, minimum_replies, replies_needed
+from server.strategies import cast_like, make_strategy
 from server.strategy_state import restore_strategy, strategy_state
 
 __all__ = ["Coordinator", "Job", "Observer", "Outcome", "RoundRecord"]
@@ -68,29 +47,12 @@ class Coordinator:
         self._sampler: Sampler = job.sampler or CohortSampler(config.cohort, seed=config.seeds.cohort, noise=job.noise)
         self._weights = ModelWeights(job.model)
         self._arrays: Arrays = self._weights.shared()  # one copy of the model, which is evaluated where it lies
-        self._trainable = trainable_names(job.model)
-        self._releases = self._make_releases()
+        self._asking = asking_for(job)
         self._best: tuple[int, Evaluation, Arrays] | None = None
         self._last: Evaluation | None = None
         self._since_best = 0
         self._any_update = False
         self._checkpoint_seconds = 0.0
-
-    def _make_releases(self) -> Releases | None:
-        """What adds noise here, under client-level privacy."""
-        job = self._job
-        if job.config.privacy.unit != "client":
-            return None
-        if job.plan is None:
-            raise PrivacyError("the run is private but has no plan", hint="make one with `make_plan`")
-        return Releases(
-            job.plan,
-            run=job.config.digest(),
-            dimensions=sum(self._arrays[name].size for name in self._trainable),
-            ledger=job.ledger,
-            noise=job.noise,
-            checkpoints=job.folder.checkpoints if job.folder else None,
-        )
 
     def run(self, grid: Grid) -> Outcome:
         """Train until the last round, or until evaluation says to stop; continue after the last checkpoint, if any.
@@ -138,7 +100,7 @@ class Coordinator:
         if (
             participations(cohort, clients, job.config.rounds) > plan.participations
             or min_separation(cohort, clients) < plan.min_separation
-            or (cohort.sampling == "poisson" and plan.unit == "client" and cohort.size / clients > plan.sampling_rate)
+            or (cohort.sampling == "poisson" and plan.central and cohort.size / clients > plan.sampling_rate)
         ):
             raise RunError(
                 f"only {clients} clients are there, too few for the privacy plan",
@@ -146,50 +108,22 @@ class Coordinator:
             )
 
     def _round(self, grid: Grid, roster: Mapping[str, int], server_round: int) -> None:
-        job, config, clock = self._job, self._job.config, _Clock()
-        cohort = self._sampler.sample(server_round, list(roster))
-        release = self._releases.stored(server_round) if self._releases else None
-        if release is not None:
-            cohort = release.cohort
-        names = {roster[name]: name for name in cohort if name in roster}
-        job.observer.round_started(server_round, cohort)
-        fates: dict[str, FailureCode | None] = {}
-
-        def on_reply(message: Message, failure: FailureCode | None) -> None:
-            name = names[message.metadata.dst_node_id]
-            fates[name] = failure
-            job.observer.reply_received(name, failure)
-
-        how = Compression.of(config.transport)
-        checked = CheckedGrid(
-            grid if how.codec == "none" else DecompressingGrid(grid, template=self._arrays, how=how),
-            template=self._arrays,
-            equal_weights=config.private or config.strategy.weighting == "equal",
-            metrics=self._metrics(),
-            largest=largest_value(config.strategy),
-            on_reply=on_reply,
-        )
-        view = CohortView(checked, list(names))
-        start = to_record(self._arrays)
-        request = self._strategy.configure_train(server_round, start, self._request(cohort), view)
+        clock = _Clock()
+        cohort = self._asking.cohort(server_round, self._sampler.sample(server_round, list(roster)))
+        self._job.observer.round_started(server_round, cohort)
+        call = self._call(grid, roster, server_round, cohort)
+        names = call.names
+        if (arrays := self._asking.prepare(call, self._arrays)) is not self._arrays:
+            self._take(arrays)
+        start, view = to_record(self._arrays), CohortView(grid, list(names))
+        request = self._strategy.configure_train(server_round, start, call.record, view)
         messages = sorted(request, key=lambda message: names[message.metadata.dst_node_id])
-        if release is not None:
-            for name, fate in release.fates.items():
-                fates[name] = fate
-                job.observer.reply_received(name, fate)
-            replies = [noised_reply(self._arrays, self._trainable, release.mean, to=None)]
-        elif self._releases is not None:
-            release, replies = self._noised(self._releases, server_round, view, messages, cohort=cohort, fates=fates)
-        else:
-            kind = FoldingGrid if replies_needed(self._strategy) == "mean" else SpoolingGrid
-            asking = kind(view, folder=job.folder.path if job.folder else None)
-            replies = list(asking.send_and_receive(messages, timeout=config.cohort.deadline_seconds or None))
+        answers = self._asking.ask(call, messages, self._arrays)
         clock.lap("train")
-        survivors = [name for name in cohort if name in fates and fates[name] is None]
+        survivors = call.survivors
         train_loss, refused = None, False
-        fewest = max(config.cohort.min_survivors, minimum_replies(config.strategy))
-        if release is not None or len(survivors) >= fewest:  # what was released is used, whoever answered
-            replies.sort(key=lambda reply: names.get(reply.metadata.src_node_id, ""))
+        if answers.enough:
+            replies = sorted(answers.replies, key=lambda reply: names.get(reply.metadata.src_node_id, ""))
             for reply in replies:
                 make_writable(reply)
             before = self._any_update
@@ -202,49 +136,36 @@ class Coordinator:
             server_round=server_round,
             cohort=cohort,
             survivors=survivors,
-            failures={name: fate.slug for name, fate in sorted(fates.items()) if fate is not None},
+            failures={name: fate.slug for name, fate in sorted(call.fates.items()) if fate is not None},
             train_loss=train_loss,
             accuracy=evaluation.accuracy if evaluation else None,
             loss=evaluation.loss if evaluation else None,
             aggregate_refused=refused,
-            clipping_norm=release.clipping_norm if release else None,
-            within=release.within if release else None,
+            clipping_norm=answers.clipping_norm,
+            within=answers.within,
+            aggregation=answers.aggregation,
             seconds={**clock.laps, "checkpoint": self._checkpoint_seconds},
         )
         # The record comes before the checkpoint: a resumed run drops records without one, and could not add a lost one.
-        job.observer.round_finished(record)
+        self._job.observer.round_finished(record)
         clock.lap("observer")
         self._save(server_round)
         clock.lap("checkpoint")
         self._checkpoint_seconds = clock.laps["checkpoint"]
 
-    def _noised(
-        self,
-        releases: Releases,
-        server_round: int,
-        view: Grid,
-        messages: list[Message],
-        *,
-        cohort: list[str],
-        fates: Mapping[str, FailureCode | None],
-    ) -> tuple[Release, list[Message]]:
-        """Ask the cohort, release the noised mean of its clipped updates; the release, and what the strategy sees."""
-        released: list[Release] = []
-
-        def release(total: ClippedSum) -> NDArray[np.float64]:
-            released.append(releases.release(server_round, total, cohort=cohort, fates=fates))
-            return released[-1].mean
-
-        asking = ClippedSumGrid(
-            view,
-            model=self._arrays,
-            trainable=self._trainable,
-            clipping_norm=releases.clipping_norm,
-            release=release,
-            folder=self._job.folder.path if self._job.folder else None,
+    def _call(self, grid: Grid, roster: Mapping[str, int], server_round: int, cohort: list[str]) -> Call:
+        """The round as it is put to its cohort."""
+        record = self._request(cohort)
+        record[ROUND] = server_round
+        return Call(
+            server_round=server_round,
+            cohort=cohort,
+            nodes=roster,
+            grid=grid,
+            record=record,
+            timeout=self._job.config.cohort.deadline_seconds or None,
+            observer=self._job.observer,
         )
-        replies = list(asking.send_and_receive(messages, timeout=self._job.config.cohort.deadline_seconds or None))
-        return released[0], replies
 
     def _aggregate(self, server_round: int, replies: list[Message], start: ArrayRecord) -> tuple[bool, float | None]:
         """Let the strategy step; whether the step was refused, and the cohort's mean training loss, if it was told.
@@ -274,23 +195,16 @@ class Coordinator:
         self._weights.load(arrays)
         self._arrays = self._weights.shared()
 
-    def _metrics(self) -> tuple[str, ...]:
-        """What a reply holds beside weights and weight: nothing that was not paid for."""
-        if self._releases is not None and self._releases.adaptive:
-            return (WITHIN,)
-        return () if self._job.config.private else (TRAIN_LOSS,)
-
     def _request(self, cohort: list[str]) -> ConfigRecord:
-        """The configuration that every client of a round gets; Flower adds the round's number to it."""
+        """What every request of a round says."""
         job, plan = self._job, self._job.plan
-        told = None if self._releases is not None else cohort  # who takes part is not for others to know
+        told = cohort if self._asking.tells_cohort else None
         record = request_record(job.config, run_id=job.run_id, authorization=job.authorization, cohort=told)
         if plan is not None:
             record[NOISE], record[ORDER] = plan.noise_multiplier, plan.budget.order
             record[PARTICIPATIONS], record[SEPARATION] = plan.participations, plan.min_separation
             record[CLIENTS] = plan.clients
-        if self._releases is not None:
-            record[CLIPPING_NORM] = self._releases.clipping_norm
+        self._asking.describe(record)
         return record
 
     def _judge(self, server_round: int) -> Evaluation | None:
@@ -331,7 +245,7 @@ class Coordinator:
                     "last": _to_progress(server_round, self._last) if self._last else None,
                 },
                 config_digest=self._job.config.digest(),
-                noise=self._releases.state() if self._releases else {},
+                noise=self._asking.state(),
             ),
         )
 
@@ -349,8 +263,7 @@ class Coordinator:
         self._take(checkpoint.arrays)
         restore_strategy(self._strategy, checkpoint.strategy)
         self._sampler.restore(checkpoint.sampler)
-        if self._releases is not None:
-            self._releases.restore(checkpoint.noise, server_round=checkpoint.server_round)
+        self._asking.restore(checkpoint.noise, server_round=checkpoint.server_round)
         progress = checkpoint.progress
         self._any_update, self._since_best = progress["any_update"], progress["since_best"]
         if progress["last"]:

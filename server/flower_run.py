@@ -184,6 +184,7 @@ def _train(
         ledger=prepared.ledger,
         run_id=order.run_id,
         authorization=order.authorization,
+        sites=kit.sites,
     )
     outcomes: list[Outcome] = []
     with closing(keeper):

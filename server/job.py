@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from common.config import RunConfig
+from common.crypto import PartyRecord
 from common.errors import FailureCode
 from common.privacy import Ledger, PrivacyPlan
 from common.schema import Examples
@@ -17,6 +19,34 @@ from server.evaluation import Evaluation
 from server.store import RunFolder
 
 Arrays = dict[str, "NDArray[Any]"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SumRecord:
+    """One group's sum under secure aggregation: all that anybody learned of its members' updates."""
+
+    members: int
+    """How many the group has."""
+    asked: int
+    survivors: int
+    """How many updates are in the sum; 0 if it was not opened."""
+    threshold: int
+    """So many of a member's neighbours can take off a mask."""
+    refused: str = ""
+    """Why it was not opened, in a word."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Aggregation:
+    """A round under secure aggregation."""
+
+    epoch: int
+    """Counts the set-ups of keys."""
+    index: int
+    """The round's number within its epoch; 0 where none was begun."""
+    setup: bool
+    """Whether keys were set up for this round, before it."""
+    groups: list[SumRecord]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +68,8 @@ class RoundRecord:
     """What updates were clipped to, under client-level privacy; released."""
     within: float | None = None
     """Noised share of updates within the norm, where it adapts; released, and can lie outside of 0 to 1."""
+    aggregation: Aggregation | None = None
+    """What was added up, under secure aggregation."""
 
 
 class Observer:
@@ -45,6 +77,9 @@ class Observer:
 
     def round_started(self, server_round: int, cohort: list[str]) -> None:
         """A cohort was sampled and is about to be asked."""
+
+    def update_received(self, client: str) -> None:
+        """A client's masked update is here; what became of it is told once its sum was opened, or given up."""
 
     def reply_received(self, client: str, failure: FailureCode | None) -> None:
         """A client answered, or failed to."""
@@ -69,6 +104,7 @@ class Job:
         noise: Where the coordinator's noise and Poisson cohorts come from; None takes fresh secure sources.
         run_id: Names the run to sites that ask for its authorization; 32 hexadecimal digits, or empty in a simulation.
         authorization: What an operator signed for this run; sites that have a policy read it.
+        sites: Pinned records of the sites by name; needed under secure aggregation.
     """
 
     config: RunConfig
@@ -82,6 +118,7 @@ class Job:
     noise: NoiseByRound | None = None
     run_id: str = ""
     authorization: str = ""
+    sites: Mapping[str, PartyRecord] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

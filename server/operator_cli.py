@@ -38,6 +38,7 @@ def submit(
     A scenario's comparison is left out: it is a study for simulations.
     """
     from common.config import load_config
+    from common.secagg_plan import warnings_of
     from server.operator_view import print_status
     from server.remote import reaching
 
@@ -45,6 +46,8 @@ def submit(
     if config.comparison.enabled:
         config = load_config(source, [*(overrides or []), "comparison.enabled=false"]).config
         typer.echo("note: the comparison is for simulations, and is left out", err=True)
+    for warning in () if as_json else warnings_of(config, len(config.data.sites) or None):
+        typer.echo(f"warning: {warning}", err=True)
     with reaching(_kit(kit)) as coordinator:
         status = coordinator.submit(config)
         if not follow:

@@ -13,9 +13,10 @@ from common.config import RunConfig
 from common.data import load_federation, schema_of
 from common.errors import ModelError
 from common.models import check_private, initial_model
-from common.privacy import PrivacyPlan, make_plan
+from common.privacy import PrivacyPlan, make_plan, noised_values
 from common.privacy.bookkeeping import Bookkeeping
 from common.schema import DataSchema, Examples
+from common.secagg_plan import sums_plan
 from common.site import Site
 from server.cohort import min_separation, participations
 from server.strategies import check_strategy
@@ -51,7 +52,7 @@ def plan_run(config: RunConfig, schema: DataSchema, *, clients: int, site: Site)
             Bookkeeping(model).detach()  # refuses what it cannot differentiate, before anybody pays
         plan = make_plan(
             config,
-            dimensions=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            dimensions=noised_values(model, config),
             participations=most,
             min_separation=min_separation(config.cohort, clients),
             clients=clients,
@@ -60,12 +61,16 @@ def plan_run(config: RunConfig, schema: DataSchema, *, clients: int, site: Site)
 
 
 def check_clients(config: RunConfig, clients: int) -> None:
-    """What can be said of a run before its data is known: cohorts and strategy fit the number of clients.
+    """What can be said of a run before its data is known: cohorts, sums and strategy fit the number of clients.
 
     Raises:
         ConfigError: They do not.
     """
-    check_strategy(config.strategy, config.cohort.size or clients)
+    group_size = 1
+    if config.privacy.secure_aggregation:
+        sums_plan(config, clients)
+        group_size = config.secagg.group_size or 1
+    check_strategy(config.strategy, config.cohort.size or clients, group_size=group_size)
     participations(config.cohort, clients, config.rounds)
 
 

@@ -48,9 +48,9 @@ from common.errors import BudgetExhaustedError, FailureCode, PrivacyError, RunEr
 from common.privacy import Ledger, PrivacyPlan, matrix
 from common.privacy.clipping import adapted
 from common.privacy.noise import NoiseSource, SecureNoise, noised
-from server.checkpoint import Checkpoint, load_round, save_checkpoint
 from server.cohort import NoiseByRound
 from server.grids.clipped_sum import ClippedSum, check_rounding
+from server.stored import StoredRounds
 
 Arrays = Mapping[str, NDArray[Any]]
 Vector = NDArray[np.float64]
@@ -128,9 +128,9 @@ class Releases:
                 hint="make the plan for the model that is trained",
             )
         self.clipping_norm = plan.clipping_norm
-        self._plan, self._run, self._ledger = plan, run, ledger
+        self._plan, self._ledger = plan, ledger
         self._noise = noise or _secure()
-        self._folder = None if checkpoints is None else checkpoints / FOLDER
+        self._store = StoredRounds(None if checkpoints is None else checkpoints / FOLDER, run=run)
         self._sums: list[Vector] = []
         self._released: list[Vector] = []
 
@@ -184,19 +184,16 @@ class Releases:
         Raises:
             RunError: It is damaged, or of another configuration.
         """
-        if self._folder is None:
-            return None
-        found = load_round(self._folder, server_round, self._run)
+        found = self._store.find(server_round)
         if found is None:
             return None
-        progress = found.progress
         release = Release(
             server_round=server_round,
             mean=np.asarray(found.arrays[_MEAN]),
-            clipping_norm=progress["clipping_norm"],
-            within=progress["within"],
-            cohort=list(progress["cohort"]),
-            fates={name: code and FailureCode(code) for name, code in progress["fates"].items()},
+            clipping_norm=found.facts["clipping_norm"],
+            within=found.facts["within"],
+            cohort=found.cohort,
+            fates=found.fates,
         )
         if release.clipping_norm != self.clipping_norm or len(self._sums) != min(server_round - 1, self._memory):
             raise RunError(
@@ -258,22 +255,13 @@ class Releases:
 
     def _keep(self, release: Release, noise: Arrays) -> None:
         """Write a release to disk before anybody sees it."""
-        if self._folder is None:
-            return
-        save_checkpoint(
-            self._folder,
-            Checkpoint(
-                server_round=release.server_round,
-                config_digest=self._run,
-                arrays={_MEAN: release.mean},
-                noise=noise,
-                progress={
-                    "clipping_norm": release.clipping_norm,
-                    "within": release.within,
-                    "cohort": release.cohort,
-                    "fates": {name: fate and int(fate) for name, fate in release.fates.items()},
-                },
-            ),
+        self._store.keep(
+            release.server_round,
+            arrays={_MEAN: release.mean},
+            noise=noise,
+            facts={"clipping_norm": release.clipping_norm, "within": release.within},
+            cohort=release.cohort,
+            fates=release.fates,
         )
 
     def _commit(self, release: Release, total: Vector, released: Vector) -> None:

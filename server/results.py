@@ -18,7 +18,7 @@ from torch import nn
 from common.config import RunConfig
 from common.errors import FailureCode, LedgerError
 from common.models import parameter_count
-from common.privacy import RELATION, PrivacyPlan
+from common.privacy import PrivacyPlan
 from common.privacy.accounting.accountant import ReplaceOne
 from common.schema import DataSchema, Examples
 from server.evaluation import majority_accuracy
@@ -26,6 +26,7 @@ from server.job import Observer, Outcome, RoundRecord
 from server.report import write_report
 from server.report.tensorboard import EventWriter
 from server.store import RunFolder
+from server.sums import describe_sums
 
 Spent = Callable[[Sequence[str] | None], dict[str, float]]
 """Epsilon spent by client, of these clients or (None) of all, as ledgers say; empty where no ledger is at hand."""
@@ -51,7 +52,7 @@ class RoundKeeper(Observer):
     def round_finished(self, record: RoundRecord) -> None:
         """Append the round; epsilon is read from the ledgers of those who were asked."""
         if self._plan is not None:
-            everybody = self._plan.unit == "client"  # one release for all, whoever was asked
+            everybody = self._plan.central  # one release for all, whoever was asked
             self.epsilon |= self._spent(None if everybody else record.cohort)
         row = {**asdict(record), "epsilon": dict(sorted(self.epsilon.items()))}
         self._folder.append_round(row)
@@ -83,6 +84,11 @@ class Observers(Observer):
         """See `Observer`."""
         for observer in self._observers:
             observer.round_started(server_round, cohort)
+
+    def update_received(self, client: str) -> None:
+        """See `Observer`."""
+        for observer in self._observers:
+            observer.update_received(client)
 
     def reply_received(self, client: str, failure: FailureCode | None) -> None:
         """See `Observer`."""
@@ -148,6 +154,7 @@ def describe_run(
         "missing": dict(sorted(Counter(reason for r in rounds for reason in r["failures"].values()).items())),
         "clients": {name: dict(facts) for name, facts in clients.items()},
         "privacy": None if privacy is None else dict(privacy),
+        "secure_aggregation": describe_sums(config, rounds),
         "model": {"name": config.model.name, "parameters": parameter_count(model)},
         "compression": config.transport.compression,
         "data": {
@@ -184,8 +191,8 @@ def describe_privacy(
     """
     return {
         "unit": plan.unit,
-        "trust": "nobody" if plan.unit == "example" else "coordinator",
-        "relation": RELATION,
+        "trust": plan.trust,
+        "relation": plan.relation,
         "mechanism": plan.mechanism,
         "target_epsilon": config.privacy.target_epsilon,
         "target_delta": plan.budget.delta,
@@ -195,8 +202,10 @@ def describe_privacy(
         "clipping": plan.clipping,
         "clipping_norm": plan.clipping_norm,
         "sampling_rate": plan.sampling_rate,
+        "shares": plan.shares and asdict(plan.shares),
         "epsilon": dict(epsilon),
         "epsilon_replace_one": _replace_one(plan, taken),
+        "replace_one_by": "Renyi, best order" if plan.shares else "privacy loss",
         "examples_epsilon": dict(examples_epsilon),
         "epsilon_is": epsilon_is,
         "insecure_fixed_noise": insecure_fixed_noise,
@@ -204,7 +213,7 @@ def describe_privacy(
 
 
 def _replace_one(plan: PrivacyPlan, taken: Mapping[str, int]) -> dict[str, float | None]:
-    """The same where neighbours differ by one unit replaced, by privacy loss distributions; null where infinite."""
+    """The same where neighbours differ by one unit replaced, by `replace_one_by`; null where infinite."""
     cost = {
         k: ReplaceOne().epsilon(plan.release(k), delta=plan.budget.delta, unit=plan.unit) for k in set(taken.values())
     }

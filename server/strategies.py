@@ -146,25 +146,26 @@ def largest_value(settings: StrategySettings) -> float:
     return 2.0**100 if settings.name in adding else 2.0**32
 
 
-def check_strategy(settings: StrategySettings, cohort_size: int) -> None:
+def check_strategy(settings: StrategySettings, cohort_size: int, *, group_size: int = 1) -> None:
     """Refuse a strategy that a full cohort cannot serve, before the run starts.
 
     Args:
         settings: The strategy's name and options.
         cohort_size: Clients asked each round, 1 or more.
+        group_size: How many of them a strategy sees as one reply, under secure aggregation in groups.
 
     Raises:
-        ConfigError: The cohort is smaller than `minimum_replies`.
+        ConfigError: The cohort's replies are fewer than `minimum_replies`.
     """
-    needed = minimum_replies(settings)
+    needed = minimum_replies(settings) * group_size
     if cohort_size >= needed:
         return
     keys = {"fedtrimmedavg": ["trim_fraction"], "multikrum": ["malicious_clients", "clients_to_keep"]}
     options = [f"{key} = {getattr(settings, key)}" for key in keys.get(settings.name, ["malicious_clients"])]
     mend = "raise strategy.trim_fraction" if settings.name == "fedtrimmedavg" else "assume fewer malicious clients"
     raise ConfigError(
-        f"strategy.name: {settings.name} with {', '.join(options)} needs {needed} replies a round, "
-        f"a cohort has {cohort_size}",
+        f"strategy.name: {settings.name} with {', '.join(options)} needs {needed // group_size} replies a round, "
+        + (f"a cohort has {cohort_size}" if group_size == 1 else f"{cohort_size} clients make fewer groups"),
         hint=f"ask at least {needed} clients a round (cohort.size), {mend}, or use fedmedian",
     )
 

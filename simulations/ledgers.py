@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import BudgetExhaustedError
+from common.privacy.accounting.accountant import spent
 from common.privacy.accounting.budget import Budget
 from common.privacy.events import PrivacyEvent
 from common.privacy.ledger.chain import Record, line_after
@@ -57,8 +58,12 @@ class SimulatedLedgers:
         """Whether anything was reserved."""
         return self.path.exists()
 
-    def spent(self, clients: Iterable[str]) -> dict[str, float]:
+    def spent(self, clients: Iterable[str], *, budget: Budget | None = None) -> dict[str, float]:
         """Epsilon spent of each client's examples. Only what was added since the last call is read.
+
+        Args:
+            clients: Their names.
+            budget: Where given, what was spent of each client's whole data instead, at this budget's delta and order.
 
         Raises:
             LedgerError: The file cannot be read or is damaged.
@@ -67,7 +72,10 @@ class SimulatedLedgers:
         with self._reading() as connection:
             if connection is not None:
                 self._catch_up(connection)
-            return {name: self._replay(self.of(name)).standing.spent for name in names}
+            standings = {name: self._replay(self.of(name)).standing for name in names}
+            if budget is None:
+                return {name: standing.spent for name, standing in standings.items()}
+            return {name: spent(at.events, budget=budget, unit="client") for name, at in standings.items()}
 
     def close(self) -> None:
         """Close this process's connection; the next use opens it anew."""

@@ -73,9 +73,9 @@ def _privacy(prepared: Prepared, plan: PrivacyPlan) -> dict[str, Any]:
         epsilon=prepared.spent(),
         taken=prepared.rounds_taken(),
         examples_epsilon=prepared.sites_spent(),
-        epsilon_is="spent at each client over the whole run"
-        if plan.unit == "example"
-        else "spent by the coordinator's releases over the whole run, for each client",
+        epsilon_is="spent by the coordinator's releases over the whole run, for each client"
+        if plan.central
+        else "spent at each client over the whole run",
         insecure_fixed_noise=prepared.sites.insecure_seed is not None,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from server.planning import check_fit, plan_run
 from server.store import RunFolder
 from simulations.inline import AppFactory, InlineGrid, InProcess, app_factory
 from simulations.sealing import Sealing
-from simulations.sites import SimulatedSites
+from simulations.sites import JOURNALS, SimulatedSites
 from simulations.workers import WorkerPool
 
 EngineName = Literal["inline", "ray"]
@@ -59,7 +60,8 @@ class Prepared:
     def spent(self, clients: Sequence[str] | None = None) -> dict[str, float]:
         """Epsilon that was spent of the run's target, by client; empty without privacy.
 
-        For privacy unit `client` it is what the coordinator's own ledger says, the same for every client.
+        Where the coordinator adds the noise it is what its own ledger says, the same for every client; elsewhere what
+        each client's ledger says.
 
         Args:
             clients: Their names; None stands for all.
@@ -69,6 +71,8 @@ class Prepared:
             return {}
         if self.plan.unit == "example":
             return self.sites.ledgers.spent(names)
+        if not self.plan.central:
+            return self.sites.ledgers.spent(names, budget=self.plan.budget)
         ledger = self.sites.ledgers.coordinator(self.plan.budget)
         return dict.fromkeys(names, spent(ledger.events(), budget=self.plan.budget, unit="client"))
 
@@ -77,7 +81,7 @@ class Prepared:
         ledgers, plan = self.sites.ledgers, self.plan
         if ledgers is None or plan is None:
             return {}
-        if plan.unit == "client":
+        if plan.central:
             return dict.fromkeys((client.name for client in self.federation.clients), plan.rounds)
         return {client.name: len(ledgers.of(client.name).events()) for client in self.federation.clients}
 
@@ -128,7 +132,11 @@ def execute(
         factory: Another ClientApp than that of the prepared run.
         sealed: Whether all messages are sealed between coordinator and clients, as between machines.
     """
-    config = prepared.config
+    config, names = prepared.config, [client.name for client in prepared.federation.clients]
+    summed = config.privacy.secure_aggregation
+    parties = None
+    if sealed or summed:
+        parties = Sealing.for_clients(names, folder=folder.path if folder and summed else None)
     gc.freeze()  # some of Flower's strategies collect garbage at every reply; what is imported is none
     job = Job(
         config=config,
@@ -140,23 +148,24 @@ def execute(
         ledger=_coordinators_ledger(prepared),
         noise=prepared.sites.coordinators_noise,
         observer=observer or Observer(),
+        sites=parties.records if parties and summed else {},
     )
     outcomes: list[Outcome] = []
     app = make_server_app(job, outcomes.append)
-    names = [client.name for client in prepared.federation.clients]
-    sealing = Sealing.for_clients(names) if sealed else None
-    make_app = factory or app_factory(prepared.sites, sealing.clients if sealing else None)
 
     def around(grid: Grid) -> Grid:
-        return sealing.around(grid, config) if sealing else grid
+        return parties.around(grid, config) if parties and sealed else grid
 
-    if engine == "ray":
-        from simulations.ray_engine import run_on_ray
+    with _journals(folder) as journals:
+        sites = prepared.sites.keyed(parties.clients, journals=journals) if parties and summed else prepared.sites
+        make_app = factory or app_factory(sites, parties.clients if parties and sealed else None)
+        if engine == "ray":
+            from simulations.ray_engine import run_on_ray
 
-        run_on_ray(app, make_app, names=names, workers=workers, around=around)
-    else:
-        with inline_grid(prepared, make_app, workers=workers) as grid:
-            app(around(grid), client_context(node_id=0, partition=0))
+            run_on_ray(app, make_app, names=names, workers=workers, around=around)
+        else:
+            with inline_grid(prepared, make_app, workers=workers) as grid:
+                app(around(grid), client_context(node_id=0, partition=0))
     return outcomes[0]
 
 
@@ -171,10 +180,20 @@ def inline_grid(prepared: Prepared, factory: AppFactory, *, workers: int) -> Ite
         engine.close()
 
 
+@contextmanager
+def _journals(folder: RunFolder | None) -> Iterator[Path]:
+    """Where clients write down what they have masked and signed: in the run's folder, if it can be resumed."""
+    if folder is not None:
+        yield folder.path / JOURNALS
+        return
+    with tempfile.TemporaryDirectory(prefix="coterie-") as temporary:
+        yield Path(temporary)
+
+
 def _coordinators_ledger(prepared: Prepared) -> Ledger | None:
-    """Where the coordinator records its own noise: unit client only."""
+    """Where the coordinator records its own noise."""
     ledgers, plan = prepared.sites.ledgers, prepared.plan
-    return None if plan is None or ledgers is None or plan.unit == "example" else ledgers.coordinator(plan.budget)
+    return None if plan is None or ledgers is None or not plan.central else ledgers.coordinator(plan.budget)
 
 
 def _check_names(federation: Federation) -> None:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from flwr.app import Context
 
 from client.policy import PERMISSIVE, Policy
 from client.request import TrainRequest
+from client.secagg import ContextMembers, FileJournal, Seat
 from client.spool import Spool
+from common.aggregation import rules_for
 from common.config import RunConfig
+from common.crypto import PartyRecord
 from common.data import load_federation
 from common.errors import FailureCode, PeerError
 from common.privacy import Budget, Ledger, NoiseSource, SecureNoise
 from common.privacy.ledger.simulated import STORE
 from common.schema import ClientData, DataSchema, Federation
+from common.secagg.member import Member
 from common.site import Site, load_site
 from simulations.insecure import FixedNoise
 from simulations.ledgers import SimulatedLedgers
+from simulations.sealing import SimulatedKeys
 
-SPOOL = "spool"
-"""Name in a run's folder."""
+SPOOL, JOURNALS = "spool", "secagg"
+"""Names in a run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,8 @@ class SimulatedSites:
         site_file: The local registry, or None.
         budget: What each simulated client may spend; None without privacy.
         insecure_seed: Seed of noise that protects nobody, for runs that must repeat to the bit; None: secure noise.
+        keys: Everybody's keys, for secure aggregation; None without it.
+        journals: Folder of their journals; it lasts as long as the run.
     """
 
     config: RunConfig
@@ -44,6 +52,8 @@ class SimulatedSites:
     site_file: Path | None = None
     budget: Budget | None = None
     insecure_seed: int | None = None
+    keys: SimulatedKeys | None = None
+    journals: Path | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """Settings only, for worker processes: each tensor sent along would be an open file, of which 256 can go."""
@@ -51,7 +61,14 @@ class SimulatedSites:
 
     def moved(self, folder: Path, budget: Budget | None) -> Self:
         """The same sites, their data loaded already, for a run in another folder."""
-        sites = replace(self, folder=folder, budget=budget)
+        return self._changed(folder=folder, budget=budget)
+
+    def keyed(self, keys: SimulatedKeys, *, journals: Path) -> Self:
+        """The same sites with keys, so that they can add up their updates."""
+        return self._changed(keys=keys, journals=journals)
+
+    def _changed(self, **changes: Any) -> Self:
+        sites = replace(self, **changes)
         for loaded in ("site", "federation", "digest"):
             if loaded in self.__dict__:
                 sites.__dict__[loaded] = self.__dict__[loaded]
@@ -98,6 +115,25 @@ class SimulatedSites:
     def spool(self, request: TrainRequest, context: Context) -> Spool | None:
         """Where this client's updates wait until their round is over; without privacy they are simply made again."""
         return None if request.plan is None else Spool(self.folder / SPOOL, owner=self._client(request, context).name)
+
+    def member(self, request: TrainRequest, context: Context) -> AbstractContextManager[Member]:
+        """This client's member of the run, in its own state."""
+        if self.keys is None or self.journals is None:
+            raise PeerError(FailureCode.AGGREGATION_REFUSED)
+        signer, records = self.keys.of(context), self._records
+        seat = Seat(
+            name=self._client(request, context).name,
+            signer=signer,
+            peers=records,
+            rules=rules_for(request.config, request.run_id),
+            journal=FileJournal(self.journals / signer.record.name, request.run_id, durable=False),
+            most_aborts=self.policy.secure_aggregation.most_aborts_a_day,
+        )
+        return ContextMembers().open(request.run_id, lambda: seat, context)
+
+    @cached_property
+    def _records(self) -> dict[str, PartyRecord]:
+        return {} if self.keys is None else self.keys.records
 
     def noise(self, request: TrainRequest, context: Context) -> NoiseSource:
         """Secure noise, unless the run was asked to repeat to the bit."""

@@ -13,7 +13,6 @@ import multiprocessing
 import operator
 import os
 import shutil
-import signal
 import tempfile
 import threading
 from collections import deque
@@ -37,6 +36,7 @@ from common.transport.sealed import BLOB
 from server.grids.base import FIRST_NODE
 from simulations.inline import AppFactory
 from simulations.interrupt import check_interrupt
+from simulations.logs import begin_worker
 
 _SHARED: Final = (ARRAYS, BLOB)
 """Records of a message that are the same for all clients of a round, and large."""
@@ -215,7 +215,7 @@ def _work(connection: Connection, factory: AppFactory, folder: Path) -> None:
     """A worker's life: answer messages until the pool ends it."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    begin_worker()
     watch = threading.Thread(target=_end_with_parent, args=(folder,), daemon=True)
     watch.start()
     torch.set_num_threads(1)

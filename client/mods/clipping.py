@@ -1,4 +1,4 @@
-"""Where the coordinator adds the noise, a client's whole update is bounded before it leaves the client."""
+"""With privacy unit client, a client's whole update is bounded before it leaves the client."""
 
 from __future__ import annotations
 
@@ -30,11 +30,13 @@ def clipping_mod(message: Message, context: Context, call_next: ClientAppCallabl
         within the norm (1 or 0). No norm, loss or count leaves.
 
     Raises:
-        PeerError: The update is not finite, or the norm asked for is not the run's.
+        PeerError: The norm asked for is not the run's; or the update is not finite, where the coordinator adds the
+            noise and may know that. Where clients add it, who is in a sum must not depend on anybody's data: a model
+            could be made on which training overflows if one example is there. Such an update is zero.
 
     Source:
         McMahan et al. 2018 (arXiv 1710.06963), algorithm 1, FlatClip. Departure: an update that is not finite counts as
-        zero and is a failure on record.
+        zero, and is a failure on record where the coordinator adds the noise.
     """
     request = parse_request(message)
     if request.config.privacy.unit != "client":
@@ -43,7 +45,13 @@ def clipping_mod(message: Message, context: Context, call_next: ClientAppCallabl
     reply = call_next(message, context)
     if not reply.has_content():
         return reply
-    arrays, within = clip_update(arrays_of(message.content), arrays_of(reply.content), norm)
+    start = arrays_of(message.content)
+    try:
+        arrays, within = clip_update(start, arrays_of(reply.content), norm)
+    except PeerError:
+        if not request.config.distributed:
+            raise
+        arrays, within = dict(start), False
     metrics = {WEIGHT: 1.0}
     if request.config.privacy.clipping == "adaptive":
         metrics[WITHIN] = float(within)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from client.request import TrainRequest, parse_query, read_arrays
 from common.errors import FailureCode, PeerError
+from common.fingerprint import model_digest
 from common.flower import ROUND, RUN, arrays_of, from_record, metrics_of, to_record, update_reply
 from common.transport.compression import Compression, Values, encode_update, left_out, update_of
 
@@ -71,7 +72,7 @@ def _with_feedback(  # noqa: PLR0917
     """
     state = context.state
     kept, rest, sent = state.get(_STATE), state.get(_REST), state.get(_SENT)
-    base = _fingerprint(start)
+    base = model_digest(start).hex()
     if (
         isinstance(kept, ConfigRecord)
         and isinstance(rest, ArrayRecord)
@@ -90,12 +91,3 @@ def _with_feedback(  # noqa: PLR0917
     state[_SENT] = to_record(encoded)
     state[_REST] = to_record({name: left_out(change, encoded[name]) for name, change in update.items()})
     return encoded
-
-
-def _fingerprint(start: Arrays) -> str:
-    """Names the model that came."""
-    base = hashlib.sha256()
-    for name, values in start.items():
-        base.update(f"{len(name)}/{name}/{values.dtype}/{values.shape}/".encode())
-        base.update(np.ascontiguousarray(values).data)
-    return base.hexdigest()

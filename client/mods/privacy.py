@@ -4,16 +4,15 @@ place.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Protocol
 
-import numpy as np
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from client.policy import Policy
 from client.request import TrainRequest, parse_query, parse_request, read_arrays
 from client.spool import Release, Spool
+from common.fingerprint import model_digest
 from common.privacy import Ledger, NonPrivate
 from common.transport.records import decode_records, encode_records
 
@@ -35,7 +34,8 @@ class PrivacyResources(Protocol):
 def privacy_mod(resources: PrivacyResources) -> Mod:
     """A mod that applies the site's policy, reserves each round in its ledger, and resends what was paid for.
 
-    It belongs around training alone, and never looks at a message's type: Flower also answers `train.default`.
+    It belongs around training alone, and never looks at a message's type: Flower also answers `train.default`. Under
+    secure aggregation nothing is stored: an update that was kept could be masked a second time.
     """
 
     def reserve(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -46,7 +46,7 @@ def privacy_mod(resources: PrivacyResources) -> Mod:
         if request.plan is not None:
             resources.policy.check_plan(request.plan)
         ledger = resources.ledger(request, context)
-        spool = resources.spool(request, context)
+        spool = None if request.config.privacy.secure_aggregation else resources.spool(request, context)
         release = _release(message, request) if spool is not None else None
         if spool is not None and release is not None and (stored := spool.load(release)) is not None:
             return Message(decode_records(stored), reply_to=message)
@@ -69,8 +69,5 @@ def privacy_mod(resources: PrivacyResources) -> Mod:
 
 def _release(message: Message, request: TrainRequest) -> Release:
     """Names what is asked for: the same request, over the same model, is answered with the same bytes."""
-    base = hashlib.sha256()
-    for name, values in read_arrays(message).items():
-        base.update(f"{len(name)}/{name}/{values.dtype}/{values.shape}/".encode())
-        base.update(np.ascontiguousarray(values).data)
-    return Release(run=request.digest, server_round=request.server_round, base=base.hexdigest())
+    base = model_digest(read_arrays(message)).hex()
+    return Release(run=request.digest, server_round=request.server_round, base=base)

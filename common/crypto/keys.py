@@ -22,7 +22,8 @@ from common.crypto.refusal import SealError
 from common.errors import KitError, RefusedError
 
 _PRIVATE, _RECORD = "private.json", "record.json"
-_SEED_BYTES = {"ed25519": 32, "ml_dsa": 32, "ml_kem": 64, "x25519": 32}
+SEED_BYTES = {"ed25519": 32, "ml_dsa": 32, "ml_kem": 64, "x25519": 32}
+"""What a party's keys are made from."""
 
 
 class PartyKeys:
@@ -60,7 +61,7 @@ class PartyKeys:
         """
         if not re.fullmatch(NAME, name):
             raise RefusedError(f"{name!r} cannot be a party's name", hint="use letters, digits, '-' and '_'")
-        return cls(name, role, suite, {field: os.urandom(size) for field, size in _SEED_BYTES.items()})
+        return cls(name, role, suite, {field: os.urandom(size) for field, size in SEED_BYTES.items()})
 
     def save(self, folder: Path) -> None:
         """Write `private.json` and `record.json` into a folder that only its owner can enter.
@@ -86,7 +87,7 @@ class PartyKeys:
         try:
             secret = json.loads((folder / _PRIVATE).read_bytes())
             record = PartyRecord.from_document(json.loads((folder / _RECORD).read_bytes()))
-            seeds = {name: base64.b64decode(secret[name], validate=True) for name in _SEED_BYTES}
+            seeds = {name: base64.b64decode(secret[name], validate=True) for name in SEED_BYTES}
             keys = cls(record.name, record.role, record.suite, seeds)
             if secret["version"] != 1 or keys.record != record:
                 raise ValueError

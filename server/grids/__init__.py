@@ -2,14 +2,16 @@
 
 From the transport outwards: `sealed` lets nothing but ciphertext reach the transport; `decompressed` restores weights;
 `checked` lets only sound replies pass; then `folding` turns them into their mean, `clipped_sum` into what a release
-makes of their clipped sum, or `spooling` keeps them all for a strategy that looks at each.
+makes of their clipped sum, or `spooling` keeps them all for a strategy that looks at each. Under secure aggregation
+`secagg` stands around the transport (sealed or not), and gives a mean for each group.
 """
 
 from server.grids.base import WrappingGrid, stream_replies
 from server.grids.checked import CheckedGrid
-from server.grids.clipped_sum import ClippedSum, ClippedSumGrid, noised_reply, trainable_names
+from server.grids.clipped_sum import ClippedSum, ClippedSumGrid, trainable_names
 from server.grids.decompressed import DecompressingGrid
 from server.grids.folding import FoldingGrid
+from server.grids.mean_reply import mean_reply
 from server.grids.sealed import SealedGrid
 from server.grids.spooling import SpoolingGrid
 
@@ -22,7 +24,7 @@ __all__ = [
     "SealedGrid",
     "SpoolingGrid",
     "WrappingGrid",
-    "noised_reply",
+    "mean_reply",
     "stream_replies",
     "trainable_names",
 ]

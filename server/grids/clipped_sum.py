@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from torch import nn
 
 from common.errors import PrivacyError
-from common.flower import ARRAYS, CONFIG, METRICS, WEIGHT, WITHIN, arrays_of, metrics_of, stamp, to_record
+from common.flower import WITHIN, arrays_of, metrics_of
 from server.grids.base import WrappingGrid, stream_replies
+from server.grids.mean_reply import mean_reply, no_single_replies, parts
 from server.grids.spooling import Shelf
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -24,6 +25,8 @@ Arrays = Mapping[str, NDArray[Any]]
 HEADROOM: Final = 2.0**-16
 """By how much, relatively, updates are clipped below the clipping norm: room for all that rounding in float64 can add.
 `check_rounding` says when it is enough."""
+
+_WHY: Final = "under client-level privacy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -123,15 +126,15 @@ class ClippedSumGrid(WrappingGrid):
             if node in early:
                 within += self._add(total, early.take(node))
         mean = self._release(ClippedSum(update=total, within=within, asked=len(messages)))
-        yield noised_reply(self._model, self._trainable, mean, to=messages[0] if messages else None)
+        yield mean_reply(self._model, self._trainable, mean, to=messages[0] if messages else None)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:  # noqa: ARG002 - see `Grid`
         """Refused: replies that are pulled one by one would pass the noise by."""
-        raise _no_single_replies()
+        raise no_single_replies(_WHY)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:  # noqa: ARG002 - see `Grid`
         """Refused, as `push_messages` is."""
-        raise _no_single_replies()
+        raise no_single_replies(_WHY)
 
     def _add(self, total: NDArray[np.float64], reply: Message) -> float:
         """Add a reply's clipped update to the sum; what it adds to the count."""
@@ -139,7 +142,7 @@ class ClippedSumGrid(WrappingGrid):
             return 0.0
         arrays = arrays_of(reply.content)
         update = np.empty_like(total)
-        for name, part in _parts(self._model, self._trainable, update):
+        for name, part in parts(self._model, self._trainable, update):
             np.subtract(arrays[name].reshape(-1), self._model[name].reshape(-1), out=part, dtype=np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             length = math.sqrt(float(update @ update))
@@ -149,24 +152,6 @@ class ClippedSumGrid(WrappingGrid):
             update *= self._bound / length
         total += update
         return 0.5 if metrics_of(reply.content).get(WITHIN) == 1 else -0.5
-
-
-def noised_reply(model: Arrays, trainable: Sequence[str], mean: NDArray[np.float64], *, to: Message | None) -> Message:
-    """The model plus a released mean update, as the one reply of a round, in the model's dtypes.
-
-    Args:
-        model: What the round began with.
-        trainable: Names of the arrays that `mean` covers, in its order.
-        mean: float64[d].
-        to: Any message of the round; None where there was none.
-    """
-    arrays = dict(model)
-    with np.errstate(over="ignore"):  # an infinity is refused with the aggregate
-        for name, part in _parts(model, trainable, mean):
-            values = model[name]
-            arrays[name] = (values + part.reshape(values.shape)).astype(values.dtype)
-    content = RecordDict({ARRAYS: to_record(arrays), METRICS: MetricRecord({WEIGHT: 1.0})})
-    return Message(content, reply_to=to or _nobody())
 
 
 def check_rounding(coefficients: Sequence[float], *, rounds: int, asked: int) -> None:
@@ -193,20 +178,3 @@ def check_rounding(coefficients: Sequence[float], *, rounds: int, asked: int) ->
             f"the sum of {asked} updates cannot be formed exactly enough for its noise",
             hint="ask fewer clients a round",
         )
-
-
-def _parts(model: Arrays, trainable: Sequence[str], flat: NDArray[Any]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """A flat vector's part for each trainable array, as views."""
-    start = 0
-    for name in trainable:
-        yield name, flat[start : start + model[name].size]
-        start += model[name].size
-
-
-def _no_single_replies() -> PrivacyError:
-    return PrivacyError("single replies are not shown under client-level privacy", hint="use send_and_receive")
-
-
-def _nobody() -> Message:
-    """A message that was never sent, for a round in which nobody was asked."""
-    return stamp(Message(RecordDict({CONFIG: ConfigRecord()}), 0, MessageType.TRAIN), message_id="nobody")

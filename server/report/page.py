@@ -19,6 +19,7 @@ from server.report.comparison import LABELS, gain_text, study
 from server.report.privacy import PrivacyBox, privacy_box
 from server.report.record import Record, RoundRow, read_record
 from server.report.rounds import accuracy_figure, epsilon_figure, failures_figure, loss_figure, time_figure, time_spent
+from server.report.sums import sums_box
 from server.report.svg import Figure, thin
 
 REPORT = "report.html"
@@ -80,6 +81,7 @@ def render(record: Record) -> str:
         outcome=words.outcome(record),
         tiles=_tiles(record, privacy),
         private=privacy,
+        sums=sums_box(record),
         unreleased=evaluation is not None and not evaluation.released,
         study=study(result.comparison if result else None),
         arm_labels=LABELS,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from server.report.record import PrivacyResult, Record
-from server.report.words import NARROW, ceiling, percent, quantiles
+from common.config import RunConfig
+from common.config.participation import honest_in_sum
+from common.guarantee import ADDED_OR_REMOVED, UPDATE_REPLACED, while_few
+from server.report.record import PrivacyResult, Record, SharesResult
+from server.report.words import NARROW, ceiling, count, percent, quantiles
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,12 +77,26 @@ def _privacy_facts(record: Record) -> PrivacyResult | None:
     settings = record.config.privacy
     return PrivacyResult(
         unit=settings.unit,
+        trust=_trust(record.config),
+        shares=_shares(record.config),
+        relation=UPDATE_REPLACED if record.config.distributed else ADDED_OR_REMOVED,
         target_epsilon=settings.target_epsilon,
         target_delta=settings.target_delta,
         noise_multiplier=settings.noise_multiplier,
         epsilon=spent_so_far(record),
         epsilon_is="spent at each client up to the last round on record",
     )
+
+
+def _trust(config: RunConfig) -> str:
+    return "cohort" if config.distributed else "coordinator" if config.central else "nobody"
+
+
+def _shares(config: RunConfig) -> SharesResult | None:
+    """What is known of them before a result says it: noise is made for the fewest honest clients of the fewest."""
+    if not config.distributed:
+        return None
+    return SharesResult(mechanism=config.secagg.noise, honest=honest_in_sum(config), colluding=config.secagg.colluding)
 
 
 def spent_so_far(record: Record) -> dict[str, float]:
@@ -91,10 +108,13 @@ def _meaning(facts: PrivacyResult, highest: float | None) -> tuple[str, ...]:
     """What epsilon and delta promise, as bounds on an attacker (Kairouz, Oh and Viswanath 2015, theorem 2.1)."""
     who = "one training example" if facts.unit == "example" else f"one {facts.unit}"
     related = {
-        "add/remove": f"with and without {who}",
+        ADDED_OR_REMOVED: f"with and without {who}",
         "replace-one": f"that differ in {who}",
+        UPDATE_REPLACED: f"with and without what {who} learnt, every client taking part in both",
     }.get(facts.relation, f"that are neighbours under the relation '{facts.relation}'")
-    releases = "a client releases" if facts.unit == "example" else "the coordinator releases"
+    releases = {"client": "the coordinator releases"}.get(facts.unit, "a client releases")
+    if facts.trust == "cohort":
+        releases = "the coordinator gets to see"
     alike = f"whatever {releases} in them is so alike that nobody, whatever else they know, can tell well which"
     sentences = [f"The guarantee compares two trainings {related}: {alike} of the two took place."]
     delta = facts.target_delta
@@ -112,12 +132,26 @@ def _meaning(facts: PrivacyResult, highest: float | None) -> tuple[str, ...]:
         "It protects single examples, not a person with several of them, and not general facts such as a link "
         "between age and disease, which the model is meant to learn."
         if facts.unit == "example"
-        else "It holds against everybody but the coordinator, which sees each client's update before it adds the "
-        "noise. It does not hide general facts, which the model is meant to learn."
+        else f"{_whom(facts)} It does not hide general facts, which the model is meant to learn."
     )
     if facts.insecure_fixed_noise:
         sentences.insert(0, "THE NOISE OF THIS RUN CAME FROM A SEED AND PROTECTS NOBODY.")
     return tuple(sentences)
+
+
+def _whom(facts: PrivacyResult) -> str:
+    """Whom the guarantee of unit client holds against, and why."""
+    if facts.trust != "cohort":
+        return (
+            "It holds against everybody but the coordinator, which sees each client's update before it adds the noise."
+        )
+    honest, colluding = (facts.shares.honest, facts.shares.colluding) if facts.shares else (None, None)
+    enough = f"that of {count(honest, 'honest client')} is" if honest is not None else "theirs is"
+    return (
+        "It holds against everybody, the coordinator too, which sees nothing but sums: each client adds a share of the "
+        f"noise before its update is masked, and {enough} enough. It holds {while_few(colluding)}. Who took part is "
+        "not hidden."
+    )
 
 
 def _at_most(share: float) -> str:

@@ -40,6 +40,22 @@ class Document(BaseModel):
 D = TypeVar("D", bound=Document)
 
 
+class SumRow(Document):
+    """One sum of a round under secure aggregation; `refused` is empty, or says why it was not opened."""
+
+    members: int = 0
+    asked: int = 0
+    survivors: int = 0
+    refused: str = ""
+
+
+class AggregationRow(Document):
+    """The sums of one round: a single one of the whole cohort, or one a group."""
+
+    epoch: int = 0
+    groups: list[SumRow] = []
+
+
 class RoundRow(Document):
     """One line of `rounds.jsonl`."""
 
@@ -52,6 +68,7 @@ class RoundRow(Document):
     loss: Measure = None
     epsilon: dict[str, Epsilon] = {}
     seconds: dict[str, Measure] = {}
+    aggregation: AggregationRow | None = None
 
 
 class ClientResult(Document):
@@ -63,10 +80,20 @@ class ClientResult(Document):
     class_counts: list[int] = []
 
 
+class SharesResult(Document):
+    """How noise was divided among the clients of a sum, where they added it."""
+
+    mechanism: str = ""
+    honest: int | None = None
+    colluding: int | None = None
+
+
 class PrivacyResult(Document):
     """What the run promised, and what each client spent."""
 
     unit: str = "example"
+    trust: str = ""
+    shares: SharesResult | None = None
     relation: str = "add/remove"
     target_epsilon: Measure = None
     target_delta: Measure = None

@@ -20,7 +20,7 @@ _LEDGERS, _IDENTITY = "ledger", "identity"
 
 def coordinators_ledger(config: RunConfig, plan: PrivacyPlan | None, *, state: Path, kit: Path) -> FileLedger | None:
     """The ledger of a run's data set; None where the coordinator adds no noise."""
-    if plan is None or plan.unit != "client":
+    if plan is None or not plan.central:
         return None
     name = config.data.name
     return FileLedger(

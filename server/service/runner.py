@@ -165,6 +165,7 @@ class _Work:
             ledger=self._ledger,
             run_id=self._run.run_id,
             authorization=self._run.authorization,
+            sites=self._place.kit.pins().sites,
         )
         try:
             self.outcome = Coordinator(job).run(self._grid)
@@ -191,7 +192,7 @@ class _Work:
         ) | {"comparison": None, "run": self._run.run_id}
 
     def _privacy(self, plan: PrivacyPlan) -> dict[str, Any]:
-        own = plan.unit == "client"
+        own = plan.central
         return describe_privacy(
             self._config,
             plan,

@@ -1,5 +1,6 @@
 """One client with real examples: the scanned digits of scikit-learn, 64 pixels each."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from sklearn.datasets import load_digits
 
 from client.app import make_client_app
 from client.policy import PERMISSIVE, Policy
+from client.secagg import FileJournal, Members, MemoryMembers, Seat
 from client.spool import Spool
+from common.aggregation import rules_for
 from common.config import RunConfig, load_config
+from common.crypto import PartyKeys, PartyRecord
 from common.flower import ARRAYS, CONFIG, client_context, prepare_process, stamp, to_record
 from common.models import initial_model
 from common.models.weights import ModelWeights
@@ -70,7 +74,8 @@ def train_message(config: RunConfig, *, server_round=1, arrays=None, kind="train
 def plan_of(config: RunConfig, **changes) -> PrivacyPlan:
     """The plan of a run on digits whose clients take part in every round."""
     size = sum(p.numel() for p in initial(config).parameters()) if config.model.name != "own" else 650
-    return make_plan(config, **{"participations": config.rounds, "dimensions": size} | changes)
+    clients = 5 if config.distributed else 1
+    return make_plan(config, **{"participations": config.rounds, "dimensions": size, "clients": clients} | changes)
 
 
 @dataclass
@@ -86,6 +91,9 @@ class Client:
     spools: bool = False
     counts_plain_runs: bool = False
     source: NoiseSource = field(default_factory=SecureNoise)
+    signer: PartyKeys | None = None
+    peers: Mapping[str, PartyRecord] = field(default_factory=dict)
+    members: Members = field(default_factory=MemoryMembers)
 
     def __post_init__(self):
         self.ledger_path = self.folder / "ledger.jsonl"
@@ -109,6 +117,24 @@ class Client:
 
     def noise(self, request, context):
         return self.source
+
+    def member(self, request, context):
+        return self.members.open(request.run_id, lambda: self.seat(request.config, request.run_id), context)
+
+    def seat(self, config, run_id):
+        """Its place in a run under secure aggregation; its journal is on the disk."""
+        return Seat(
+            name=self.name,
+            signer=self.signer,
+            peers=self.peers,
+            rules=rules_for(config, run_id),
+            journal=self.journal(run_id),
+            most_aborts=20,
+        )
+
+    def journal(self, run_id):
+        """As the client's next process finds it."""
+        return FileJournal(self.folder / self.name / "secagg", run_id)
 
     def answer(self, message: Message) -> Message:
         """The reply to a message."""

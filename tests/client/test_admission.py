@@ -4,14 +4,29 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 
+import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.admission import Admission, admission_mod
-from client.policy import PERMISSIVE, Limits, Policy
+from client.policy import PERMISSIVE, Policy
+from client.policy_tables import Limits
 from common.crypto import PartyKeys, authorize
 from common.errors import FailureCode, PeerError
-from common.flower import ARRAYS, CONFIG, METRICS, client_context, prepare_process, stamp, to_record
+from common.flower import (
+    ARRAYS,
+    CONFIG,
+    MASKED,
+    METRICS,
+    ROUND_STEP,
+    SECAGG,
+    SECAGG_TYPE,
+    SETUP_STEP,
+    client_context,
+    prepare_process,
+    stamp,
+    to_record,
+)
 from common.privacy import make_plan
 from common.site import Site
 from tests.helpers.agents import PRIVATE, configuration
@@ -152,6 +167,99 @@ class TestWhat:
     def test_without_a_budget_nothing_is_admitted(self):
         """Also no run without privacy, which costs all of it."""
         assert not admitted(admission(budget=None), request())
+
+
+SUMS = ("privacy.secure_aggregation=true",)
+MASK = np.zeros(9, np.uint8)
+
+
+class TestWhatLeavesForASum:
+    """Nothing in clear; and nothing masked where there is no sum."""
+
+    @staticmethod
+    def leaves(content: dict, *, kind="train", overrides=SUMS) -> bool:
+        try:
+            TestWhatLeaves.answer(admission(), content, *overrides, kind=kind)
+        except PeerError as e:
+            if e.failure is not FailureCode.POLICY_REFUSED:
+                raise
+            return False
+        return True
+
+    def test_training_is_answered_with_a_masked_vector(self):
+        """And with a step of the next set-up, if one came along."""
+        masked = {ARRAYS: to_record({MASKED: MASK})}
+        assert self.leaves(masked)
+        assert self.leaves(masked | {SECAGG: to_record({SETUP_STEP: MASK})})
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            {},
+            {ARRAYS: to_record({})},
+            {ARRAYS: to_record({"weight": MASK})},
+            {ARRAYS: to_record({MASKED: MASK, "weight": MASK})},
+            {ARRAYS: to_record({MASKED: MASK.astype(np.float32)})},
+            {ARRAYS: to_record({MASKED: MASK.reshape(3, 3)})},
+            {ARRAYS: to_record({MASKED: MASK}), METRICS: MetricRecord({"num-examples": 1.0})},
+            {ARRAYS: to_record({MASKED: MASK}), "more": to_record({MASKED: MASK})},
+            {ARRAYS: to_record({MASKED: MASK}), SECAGG: to_record({})},
+            {ARRAYS: to_record({MASKED: MASK}), SECAGG: to_record({ROUND_STEP: MASK})},
+            {ARRAYS: ConfigRecord({"client": "north"})},
+            {CONFIG: ConfigRecord({"client": "north"})},
+            {SECAGG: to_record({SETUP_STEP: MASK})},
+        ],
+        ids=range(13),
+    )
+    def test_and_with_nothing_else(self, content):
+        """No weights, no metric, not even a weight of 1."""
+        assert not self.leaves(content)
+
+    def test_steps_are_answered_with_steps(self):
+        """Of the round, of a set-up, or both."""
+        assert self.leaves({SECAGG: to_record({ROUND_STEP: MASK})}, kind=SECAGG_TYPE)
+        assert self.leaves({SECAGG: to_record({ROUND_STEP: MASK, SETUP_STEP: MASK})}, kind=SECAGG_TYPE)
+        for content in (
+            {ARRAYS: to_record({MASKED: MASK})},
+            {SECAGG: to_record({"more": MASK})},
+            {SECAGG: to_record({ROUND_STEP: MASK}), ARRAYS: to_record({MASKED: MASK})},
+            {CONFIG: ConfigRecord({"client": "north", "schema": "{}"})},
+        ):
+            assert not self.leaves(content, kind=SECAGG_TYPE)
+
+    def test_a_query_is_answered_as_ever(self):
+        """With public facts."""
+        assert self.leaves({CONFIG: ConfigRecord({"client": "north", "schema": "{}"})}, kind="query")
+        assert not self.leaves({SECAGG: to_record({ROUND_STEP: MASK})}, kind="query")
+
+    def test_other_runs_have_no_steps(self):
+        """What looks like noise could be anything."""
+        assert not self.leaves({ARRAYS: to_record({}), SECAGG: to_record({ROUND_STEP: MASK})}, overrides=())
+
+
+class TestSteps:
+    """Messages without a model are admitted like those with one."""
+
+    def test_an_operator_has_to_have_signed_the_run(self):
+        """And the cohort has to be told."""
+        assert admitted(admission(), request(*SUMS, kind=SECAGG_TYPE))
+        assert not admitted(admission(), request(*SUMS, kind=SECAGG_TYPE, authorization=None))
+        assert not admitted(admission(), request(*SUMS, kind=SECAGG_TYPE, cohort=None))
+        assert not admitted(admission(), request(*SUMS, kind=SECAGG_TYPE, cohort='["north"]'))
+        assert not admitted(admission(), request(*SUMS, kind=SECAGG_TYPE, run_id="cd" * 16))
+
+    def test_a_round_that_has_begun_may_end_after_hours(self):
+        """Or all that were trained late would be lost."""
+        now, hour = datetime.now().astimezone(), timedelta(hours=1)
+        rules = admission(now, limits={"hours": f"{now + hour:%H:%M}-{now + 2 * hour:%H:%M}"})
+        assert admitted(rules, request(*SUMS, kind=SECAGG_TYPE))
+        assert not admitted(rules, request(*SUMS))
+
+    def test_with_noise_of_the_clients_the_cohort_is_told(self):
+        """It is no secret among those who share masks."""
+        overrides = ("privacy.unit=client", "privacy.target_epsilon=8", *SUMS)
+        assert admitted(admission(), request(*overrides, kind=SECAGG_TYPE))
+        assert not admitted(admission(), request(*overrides, kind=SECAGG_TYPE, cohort=None))
 
 
 class TestWhatLeaves:

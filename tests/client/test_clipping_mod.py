@@ -133,6 +133,14 @@ class TestUpdate:
         assert failure_of(reply) is FailureCode.NON_FINITE_UPDATE
         assert not reply.has_content()
 
+    @pytest.mark.parametrize("value", [np.nan, np.inf, 1e200])
+    def test_that_is_not_finite_is_zero_where_clients_add_the_noise(self, value: float) -> None:
+        """Who is in such a sum must not depend on the data: the coordinator would learn of it without noise."""
+        config = client_private(privacy={"secure_aggregation": True})
+        for bias in (np.array([value, 0]), np.zeros(2)):
+            arrays = arrays_of(answered(request(config), {"bias": bias}).content)
+            assert all(np.array_equal(arrays[name], values) for name, values in START.items())
+
     def test_too_large_for_its_square_fails(self) -> None:
         """An update whose norm is beyond float64 is not guessed at."""
         with pytest.raises(PeerError) as raised:

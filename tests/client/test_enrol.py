@@ -299,3 +299,65 @@ def test_files_of_one_kind_are_not_taken_for_another(at):
     for kind in (Answer, Token):
         with pytest.raises(CoterieError):
             kind.from_text(token.encode())
+
+
+class TestWhoIsAgreedOn:
+    """Keys that came through the coordinator count for sums once somebody has compared them."""
+
+    def unconfirmed(self, at):
+        kit = load_kit(at / "west", role="site")
+        return {record.name for record in kit.pins().records() if record.key_id in kit.unconfirmed}
+
+    def test_an_answer_whose_fingerprint_was_read_out_is_agreed_on(self, at, enroll):
+        """By people, over another way."""
+        begun(enroll)
+        answer = answered(at)
+        right = federation_fingerprint(answer.root.encode(), Pins.from_text(answer.parties))
+        assert enroll("--answer", "answer.json", "--kit", "west", "--fingerprint", right)[0] == 0
+        assert self.unconfirmed(at) == set()
+        kit = load_kit(at / "west", role="site")
+        assert kit.agreed_sites == kit.sites
+
+    def test_what_was_never_compared_is_not(self, at, enroll):
+        """All but this party's own record; the hint says what to do."""
+        begun(enroll)
+        answered(at)
+        code, _, error = enroll("--answer", "answer.json", "--kit", "west")
+        assert code == 0
+        assert "--fingerprint" in error
+        assert self.unconfirmed(at) == {"server", "north", "south", "alice"}
+        assert set(load_kit(at / "west", role="site").agreed_sites) == {"west"}
+
+    @pytest.mark.usefixtures("plane")
+    def test_nor_what_a_token_brought(self, at, enroll):
+        """A token is made where the coordinator is."""
+        write_token(at)
+        assert enroll("--token", "token", "--out", "west")[0] == 0
+        assert "north" in self.unconfirmed(at)
+
+    def test_it_can_be_compared_later(self, at, enroll):
+        """With what others read; another fingerprint confirms nothing."""
+        begun(enroll)
+        answered(at)
+        assert enroll("--answer", "answer.json", "--kit", "west")[0] == 0
+        before = files(at / "west")
+        code, _, error = enroll("--kit", "west", "--fingerprint", "00" * 16)
+        assert code == 10
+        assert "who is right" in error
+        assert files(at / "west") == before
+        other = load_kit(at / "kits/server", role="coordinator")
+        right = federation_fingerprint((other.folder / "ca.pem").read_bytes(), other.pins())
+        code, out, _ = enroll("--kit", "west", "--fingerprint", right, "--json")
+        assert (code, json.loads(out)["confirmed"]) == (0, True)
+        assert self.unconfirmed(at) == set()
+
+    def test_what_was_agreed_on_stays_so_with_a_new_certificate(self, at, enroll):
+        """Only records that the answer adds are in doubt."""
+        eve = PartyKeys.generate("eve", "site").record
+        add_pins(at / "kits/server", [eve])
+        assert enroll("--kit", "kits/north")[0] == 0
+        answered(at, "kits/north")
+        assert enroll("--answer", "answer.json", "--kit", "kits/north")[0] == 0
+        kit = load_kit(at / "kits/north", role="site")
+        assert kit.unconfirmed == {eve.key_id}
+        assert set(kit.agreed_sites) == {"north", "south"}

@@ -12,7 +12,7 @@ from common.privacy.accounting.accountant import Renyi, ReplaceOne, spent
 from common.privacy.accounting.budget import Budget
 from common.privacy.ledger.chain import read_chain
 from simulations.ledgers import SimulatedLedgers
-from tests.helpers.events import matrix, non_private, sampled
+from tests.helpers.events import matrix, non_private, sampled, shared
 
 BUDGET = Budget.opened(10.0, 1e-5)
 RUN = "3f" * 32
@@ -111,6 +111,20 @@ class TestShow:
         figures = {(row["unit"], row["gate"]): row["epsilon"] for row in ledger["epsilon"]}
         assert figures["client", True] < figures["example", True]
         assert "unit" in coterie("show", "ward")[1]
+
+    def test_noise_of_a_sum_s_clients_is_shown_with_its_condition(self, coterie, site):
+        """It holds against the coordinator, too, while few help whoever looks; what neighbours are is said."""
+        for r, colluding in ((1, 2), (2, 2)):
+            site.named("ward").reserve(shared(r, noise=20.0, colluding=colluding), planned=2)
+        (ledger,) = json.loads(coterie("show", "ward", "--json")[1])["ledgers"]
+        assert all(row["against_coordinator"] == row["epsilon"] for row in ledger["epsilon"])
+        (group,) = ledger["events"]
+        assert (group["kind"], group["trust"], group["rounds"]) == ("distributed-noise", "cohort", "1-2")
+        assert group["shares"] == {"mechanism": "skellam", "honest": 2, "colluding": 2}
+        assert "replaced by zero" in group["relation"]
+        out = " ".join(coterie("show", "ward")[1].split())
+        for words in ("2 sites of each sum", "while at most 2 of the clients in a sum help", "by Renyi accounting"):
+            assert words in out
 
     def test_a_release_without_noise_is_infinite(self, coterie, site, tmp_path):
         """In red where there are colours, in words everywhere."""

@@ -3,7 +3,7 @@
 import stat
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.ledgers import SiteLedgers
@@ -105,6 +105,7 @@ class TestOneLedgerADataSet:
 class TestFingerprints:
     """Content is known by a digest that only this site can compute."""
 
+    @settings(deadline=None)
     @given(st.binary(max_size=40), st.integers(0, 40))
     def test_chunks_leave_no_trace(self, tmp_path_factory, content, cut):
         """However the content is read."""

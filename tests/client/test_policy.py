@@ -61,9 +61,80 @@ def test_a_run_beyond_a_limit_is_refused(fields, overrides):
     ids=str,
 )
 def test_a_run_outside_of_what_is_allowed_is_refused(tables, overrides):
-    """Models, ways of compression; and secure aggregation, which no run has yet."""
+    """Models, ways of compression, sums that nobody looks behind."""
     assert not joins(Policy.model_validate(tables), *PRIVATE, *overrides)
     assert joins(Policy(), *PRIVATE, *overrides)
+
+
+SUMS = ("privacy.secure_aggregation=true",)
+
+
+class TestSums:
+    """A site's own rules about secure aggregation, and a coordinator's weaker ones."""
+
+    @staticmethod
+    def joins(table: dict, *overrides: str) -> bool:
+        return joins(Policy.model_validate({"secure_aggregation": table}), *PRIVATE, *SUMS, *overrides)
+
+    def test_a_site_can_join_no_other_runs(self):
+        """Nothing of its own then leaves but in a sum."""
+        policy = Policy.model_validate({"privacy": {"require_secure_aggregation": True}})
+        assert joins(policy, *PRIVATE, *SUMS)
+        assert not joins(policy, *PRIVATE)
+
+    def test_by_default_three_are_in_a_sum_and_one_of_them_colludes(self):
+        """As by default in a run."""
+        assert self.joins({})
+        assert not self.joins({}, "secagg.colluding=0")
+        assert not self.joins({}, "secagg.colluding=0", "secagg.honest=3")
+
+    @pytest.mark.parametrize(
+        ("table", "overrides", "mended"),
+        [
+            ({"smallest_cohort": 4}, (), ("secagg.honest=3",)),
+            ({"smallest_cohort": 4}, ("secagg.honest=2",), ("cohort.min_survivors=4",)),
+            ({"colluding": 2}, (), ("secagg.colluding=2",)),
+            ({"largest_clipping_norm": 8.0}, (), ("secagg.clipping_norm=8",)),
+            ({"least_bits": 24}, ("secagg.bits=20",), ("secagg.bits=24",)),
+        ],
+        ids=str,
+    )
+    def test_a_run_that_protects_less_is_refused(self, table, overrides, mended):
+        """Each rule by itself; what mends it is enough."""
+        weak = ("secagg.bits=32", *overrides)
+        assert not self.joins(table, *weak)
+        assert self.joins(table, *weak, *mended)
+
+    def test_many_survivors_of_a_round_are_few_in_a_group(self):
+        """With groups, the fewest of a round say nothing about a sum."""
+        groups = ("secagg.group_size=6", "cohort.min_survivors=6")
+        assert not self.joins({"smallest_cohort": 6}, *groups)
+        assert self.joins({"smallest_cohort": 6}, *groups, "secagg.honest=5")
+
+    def test_noise_of_the_clients_is_bounded_by_its_own_norm(self):
+        """Privacy unit client: the run's clipping norm counts."""
+        distributed = ("privacy.unit=client", "privacy.target_epsilon=8", "privacy.clipping_norm=2", *SUMS)
+        table = {"limits": {"units": ["client"]}, "secure_aggregation": {"largest_clipping_norm": 2.0}}
+        assert joins(Policy.model_validate(table), *distributed)
+        table["secure_aggregation"]["largest_clipping_norm"] = 1.9
+        assert not joins(Policy.model_validate(table), *distributed)
+
+    def test_a_run_without_sums_is_not_measured_by_them(self):
+        """These rules are for runs that have them."""
+        assert joins(Policy.model_validate({"secure_aggregation": {"colluding": 5}}), *PRIVATE)
+
+    @pytest.mark.parametrize("table", [{"smallest_cohort": 1}, {"colluding": -1}, {"least_bits": 8}, {"pins": True}])
+    def test_what_is_no_rule_is_refused(self, tmp_path, table):
+        """A sum of one is no sum."""
+        text = "[secure_aggregation]\n" + "".join(f"{key} = {str(value).lower()}\n" for key, value in table.items())
+        (tmp_path / "policy.toml").write_text(text)
+        with pytest.raises(SiteError, match="secure_aggregation"):
+            load_policy(tmp_path / "policy.toml")
+
+    def test_simulations_join_whatever_is_valid(self):
+        """Who simulates owns the data."""
+        weakest = ("secagg.colluding=0", "secagg.bits=16", "secagg.clipping_norm=1000000")
+        assert joins(PERMISSIVE, *PRIVATE, *SUMS, *weakest)
 
 
 def test_listed_models_are_joined():

@@ -176,6 +176,43 @@ def test_a_run_by_client_needs_a_clipping_norm(value):
     assert parse_request(train_message(run(*PRIVATE))).clipping_norm == 0.0
 
 
+class TestDistributedNoise:
+    """Runs whose clients add the noise: the message says what it was calibrated to, and the site counts again."""
+
+    CONFIG = run("privacy.unit=client", "privacy.secure_aggregation=true", "privacy.target_epsilon=8")
+
+    def message(self, **fields):
+        return train_message(self.CONFIG, **fields)
+
+    def test_the_plan_is_the_coordinator_s_to_the_last_step_of_the_grid(self):
+        """Both sides make the same codec of it."""
+        request, plan = parse_request(self.message()), plan_of(self.CONFIG)
+        assert request.plan == plan
+        assert request.plan.distributed.digest == plan.distributed.digest
+
+    def test_no_message_says_how_updates_are_clipped(self):
+        """The configuration does, whatever stands in the request."""
+        for norm in (None, 1e6, "x"):
+            assert parse_request(self.message(clipping_norm=norm)).clipping_norm == 1.0
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("noise_multiplier", 0.5),
+            ("noise_multiplier", float("inf")),
+            ("renyi_order", 2),
+            ("clients", 2),
+            ("clients", 0),
+            ("participations", 6),
+            ("min_separation", 0),
+        ],
+        ids=str,
+    )
+    def test_what_does_not_keep_the_promise_is_refused(self, field, value):
+        """Too little noise, or fewer clients than a sum needs."""
+        assert refused(self.message(**{field: value}))
+
+
 def test_the_plan_counts_every_value_that_the_message_s_model_has():
     """Each is rounded to the noise's grid; a site takes no message's word for how many there are."""
     config = run(*PRIVATE)

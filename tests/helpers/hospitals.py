@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,11 @@ weighting = "equal"
 """
 
 
-def hospital_kits(out: Path) -> Path:
+def hospital_kits(out: Path, names: Sequence[str] = HOSPITALS) -> Path:
     """Kits in `out`: `server`, `ada`, and one for each hospital, which joins runs without privacy."""
-    sites: dict[str, Any] = {site: {} for site in HOSPITALS}
+    sites: dict[str, Any] = {site: {} for site in names}
     federation = {"name": "clinics", "server": "127.0.0.1:9000", "sites": sites, "operators": {OPERATOR: {}}}
     provision(Federation.model_validate(federation), out)
-    for site in HOSPITALS:
+    for site in names:
         (out / site / "policy.toml").write_text(_POLICY)
     return out

@@ -11,7 +11,7 @@ from common.errors import BudgetExhaustedError, LedgerError, PrivacyError
 from common.privacy.accounting.accountant import spent
 from common.privacy.accounting.budget import Budget
 from common.privacy.ledger import Ledger
-from tests.helpers.events import matrix, non_private, sampled
+from tests.helpers.events import matrix, non_private, sampled, shared
 
 ROOMY = Budget(epsilon=1e6, delta=1e-5, order=8)
 
@@ -35,6 +35,7 @@ class LedgerContract:
     def test_events_are_kept_in_their_order(self, open_ledger):
         """Also for whoever opens the ledger next."""
         events = [sampled(1), sampled(2, run="s"), matrix(run="m"), sampled(3, noise=5.0, distance=1e-9, run="t")]
+        events += [shared(4, noise=20.0, run="u"), shared(4, noise=20.0, mechanism="discrete-gaussian", run="v")]
         for event in events:
             open_ledger(ROOMY).reserve(event, planned=9)
         assert open_ledger(ROOMY).events() == events
@@ -90,6 +91,10 @@ class LedgerContract:
             (matrix(), matrix(server_round=6, participations=3)),
             (matrix(), matrix(server_round=6, min_separation=4)),
             (matrix(), sampled(6)),
+            (shared(), shared(2, l2_squared=999_999, variance=4_000_000)),
+            (shared(), shared(2, shares=3)),
+            (shared(), shared(2, mechanism="discrete-gaussian")),
+            (shared(), sampled(2, unit="client", trust="coordinator")),
         ],
         ids=str,
     )  # fmt: skip
@@ -128,6 +133,15 @@ class LedgerContract:
         with pytest.raises(BudgetExhaustedError, match="sooner than it planned"):
             ledger.reserve(matrix(server_round=server_round), planned=2)
         assert ledger.events() == [matrix(server_round=1)]
+
+    def test_sums_with_distributed_noise_add_up_over_rounds(self, open_ledger):
+        """Each is a release of its own, at the ledger's order; for an example at a site twice as far."""
+        ledger = open_ledger(room_for([shared(steps=3)]))
+        told = [ledger.reserve(shared(r), planned=3) for r in (1, 2, 3)]
+        assert told[-1] == ledger.budget.epsilon
+        assert told == [spent([shared(steps=r)], budget=ledger.budget) for r in (1, 2, 3)]
+        with pytest.raises(BudgetExhaustedError):
+            ledger.reserve(shared(4, run="another"), planned=1)
 
     def test_a_run_that_asks_more_often_than_it_planned_is_refused(self, open_ledger):
         """Also where all participations cost what one does."""
@@ -169,6 +183,17 @@ class LedgerContract:
         with pytest.raises(LedgerError):
             ledger.reserve(sampled(2, **fields), planned=9)
         assert ledger.events() == [sampled(1)]
+
+    @pytest.mark.parametrize(
+        "event",
+        [shared(variance=2.5), shared(l1=1 << 101), shared(trust="nobody"), shared(granularity=math.nan)],
+        ids=lambda event: repr(event)[-60:],
+    )
+    def test_nor_one_of_a_sum(self, open_ledger, event):
+        """Its values are whole numbers, and its trust is what it is."""
+        with pytest.raises(LedgerError):
+            open_ledger(ROOMY).reserve(event, planned=9)
+        assert open_ledger(ROOMY).events() == []
 
     def test_an_event_that_cannot_be_computed_is_not_written(self, open_ledger):
         """Where squares overflow."""

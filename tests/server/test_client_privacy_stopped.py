@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from common.config import RunConfig
 from common.errors import BudgetExhaustedError, RunError
 from server import coordinator as coordinator_module
-from server import release as release_module
+from server import stored as stored_module
 from server.coordinator import Outcome
 from server.store import RunFolder
 from tests.helpers.coordinating import StoppedError, Stopping
@@ -53,9 +53,9 @@ class Stop:
         self.observer = Stopping(place, 3) if place in {"started", "reply", "recorded"} else Log()
         match place:
             case "drawn":
-                self._at(patch, release_module, "save_checkpoint", before=True)
+                self._at(patch, stored_module, "save_checkpoint", before=True)
             case "stored":
-                self._at(patch, release_module, "save_checkpoint", before=False)
+                self._at(patch, stored_module, "save_checkpoint", before=False)
             case "saving":
                 self._at(patch, coordinator_module, "save_checkpoint", before=True)
             case "saved":

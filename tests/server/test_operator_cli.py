@@ -81,6 +81,18 @@ class TestFromRunToModel:
         assert (status["status"], status["rounds"], status["name"]) == ("completed", 1, "heart")
         assert "comparison is for simulations" in out.err
 
+    def test_sums_are_warned_of_and_told(self, kit: Path, tmp_path: Path, capsys) -> None:
+        """Secure aggregation is called experimental when a run is submitted; the page that comes back tells of sums."""
+        sums = ["--set", "privacy.secure_aggregation=true", "--set", "rounds=1", "--set", "training.device=cpu"]
+        assert coterie("submit", "heart", "--kit", kit, *sums, "--follow") == 0
+        out = capsys.readouterr()
+        assert "warning: secure aggregation is experimental" in out.err
+        assert "round 1 of 1: 3 of 3 answered" in out.err
+        assert coterie("fetch", "latest", "--kit", kit, "--out", tmp_path / "model") == 0
+        page = (tmp_path / "model" / "report.html").read_text()
+        assert "Smallest sum</dt><dd>3 updates, at least 2" in page
+        assert "one machine held every key" not in page
+
 
 class TestAsking:
     def test_runs_lists_the_queue(self, kit: Path, run: str, capsys) -> None:

@@ -15,6 +15,7 @@ from common.errors import BudgetExhaustedError, FailureCode, LedgerError, Privac
 from common.privacy import MatrixGaussian, PrivacyPlan, SampledGaussian
 from common.privacy.noise import GRID_STDDEV
 from server import release as module
+from server import stored
 from server.grids import ClippedSum
 from server.release import FOLDER, Releases
 from tests.helpers.releasing import DIMENSIONS, MemoryLedger, NoNoise, client_private, fixed_noise, plan_of
@@ -374,7 +375,7 @@ class TestKept:
         def full(*_: Any) -> None:
             raise RunError("disk full")
 
-        monkeypatch.setattr(module, "save_checkpoint", full)
+        monkeypatch.setattr(stored, "save_checkpoint", full)
         with pytest.raises(RunError, match="disk full"):
             released(one, 2)
         assert {name: values.tobytes() for name, values in one.state().items()} == before

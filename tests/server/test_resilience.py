@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from common.errors import RunError
 from common.flower import CONFIG, TRAIN_LOSS, NodeInfo, arrays_of
-from server import coordinator
+from server.asking import plain
 from server.coordinator import Coordinator, Job
 from server.roster import discover
 from server.strategies import largest_value
@@ -66,7 +66,7 @@ def test_values_that_overflow_cost_their_round_and_no_more(
     """Should a strategy overflow all the same, the step is undone, the next round's is made, and the model ends with
     finite numbers.
     """
-    monkeypatch.setattr(coordinator, "largest_value", lambda _: np.inf)
+    monkeypatch.setattr(plain, "largest_value", lambda _: np.inf)
     config = configuration(rounds=3, strategy={"name": name, **STRATEGIES[name]}, data={"clients": 7})
     grid = ScriptedGrid(honest_but_one, NODES)
     start = prepared(tmp_path, config).model

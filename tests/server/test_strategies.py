@@ -215,6 +215,14 @@ class TestMinimumReplies:
                 check_strategy(chosen, needed - 1)
             assert f"at least {needed} clients" in error.value.hint
 
+    def test_counts_groups_where_it_sees_groups(self) -> None:
+        """Under secure aggregation in groups of four, Krum against one bad client needs five groups: 20 clients."""
+        chosen = settings("krum").model_copy(update={"malicious_clients": 1})
+        check_strategy(chosen, 20, group_size=4)
+        with pytest.raises(ConfigError, match="19 clients make fewer groups") as error:
+            check_strategy(chosen, 19, group_size=4)
+        assert "at least 20 clients" in error.value.hint
+
 
 class TestCastLike:
     """`cast_like`."""

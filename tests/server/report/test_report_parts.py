@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import FailureCode
+from common.guarantee import UPDATE_REPLACED
 from server.report.privacy import _meaning
-from server.report.record import PrivacyResult
+from server.report.record import PrivacyResult, SharesResult
 from server.report.svg import MAX_POINTS, Plot, padded, tag, thin, ticks
 from server.report.words import ceiling, count, duration, failure_sentence, joined, number, percent, points, quantiles
 
@@ -84,6 +85,34 @@ def test_meaning_claims_no_bound_where_there_is_none():
     """Without a finite epsilon no ceiling is stated."""
     facts = PrivacyResult(target_delta=1e-5)
     assert not any("at most" in s for epsilon in (None, math.inf) for s in _meaning(facts, epsilon))
+
+
+@pytest.mark.parametrize(
+    ("unit", "trust", "words"),
+    [
+        ("example", "nobody", "protects single examples"),
+        ("client", "coordinator", "everybody but the coordinator, which sees each client's update"),
+        ("client", "", "everybody but the coordinator, which sees each client's update"),
+        ("client", "cohort", "the coordinator too, which sees nothing but sums"),
+    ],
+)
+def test_meaning_says_whom_it_holds_against(unit, trust, words):
+    """Also of runs that were recorded before that was written down."""
+    facts = PrivacyResult(unit=unit, trust=trust, target_delta=1e-5)
+    assert words in _meaning(facts, 2.0)[-1]
+
+
+@pytest.mark.parametrize(
+    ("colluding", "words"), [(0, "while none of the clients"), (3, "while at most 3 of the clients")]
+)
+def test_meaning_of_distributed_noise_names_its_condition(colluding, words):
+    """How many honest clients' noise is counted, and how many may help whoever looks."""
+    shares = SharesResult(mechanism="skellam", honest=4, colluding=colluding)
+    facts = PrivacyResult(unit="client", trust="cohort", relation=UPDATE_REPLACED, shares=shares, target_delta=1e-5)
+    first, *_, last = _meaning(facts, 2.0)
+    assert "with and without what one client learnt" in first
+    assert "4 honest clients" in last
+    assert words in last
 
 
 @given(low=st.floats(-1e6, 1e6), span=st.floats(1e-3, 1e6), whole=st.booleans())

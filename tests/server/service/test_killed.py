@@ -61,7 +61,8 @@ def server(clinic: Clinic, step: str = "never", passes: int = 0) -> Iterator[sub
 def submitted(operator: Coordinator, clinic: Clinic, process: subprocess.Popen[bytes], *overrides: str) -> str:
     """The id of a run, queued as soon as the service answers."""
     found: list[str] = []
-    config = configuration(f'data.sites=["{SITES[0]}", "{SITES[1]}"]', *overrides)
+    sites = f'data.sites=["{SITES[0]}", "{SITES[1]}"]'
+    config = configuration(sites, *overrides)
 
     def attempt() -> bool:
         try:
@@ -87,7 +88,7 @@ def dies_at_each_step(clinic: Clinic, steps: Sequence[tuple[str, int]], out: Pat
             with server(clinic, *step) as process:
                 assert process.wait(PATIENCE_SECONDS) == -signal.SIGKILL, step
         with server(clinic) as process:
-            wait_until(lambda: _reachable(operator), process=None)
+            wait_until(lambda: reachable(operator), process=None)
             status = end_of(operator, run)
             operator.fetch(run, out / "fetched")
             process.send_signal(signal.SIGTERM)
@@ -101,7 +102,8 @@ def dies_at_each_step(clinic: Clinic, steps: Sequence[tuple[str, int]], out: Pat
     state.close()
 
 
-def _reachable(operator: Coordinator) -> bool:
+def reachable(operator: Coordinator) -> bool:
+    """Whether the service answers."""
     try:
         return bool(operator.ask("runs"))
     except UnreachableError:

@@ -1,0 +1,43 @@
+"""Replies as they are: each that is sound counts, in their mean or by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from flwr.app import Message
+
+from common.config import RunConfig
+from common.transport.compression import Compression
+from server.asking.base import Answers, Call, Stateless, fewest_replies, told_metrics
+from server.grids import CheckedGrid, DecompressingGrid, FoldingGrid, SpoolingGrid
+from server.job import Arrays, Job
+from server.strategies import largest_value, replies_needed
+
+
+class PlainAsking(Stateless):
+    """Without noise of the coordinator's and without masks."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def ask(self, call: Call, messages: list[Message], model: Arrays) -> Answers:
+        """Ask the cohort; a strategy that needs only the mean gets one reply that holds it."""
+        config, folder = self._job.config, self._job.folder
+        checked = checked_grid(call, config, model, metrics=told_metrics(config))
+        kind = FoldingGrid if replies_needed(config.strategy.name) == "mean" else SpoolingGrid
+        asking = kind(checked, folder=folder.path if folder else None)
+        replies = list(asking.send_and_receive(messages, timeout=call.timeout))
+        return Answers(replies=replies, enough=len(call.survivors) >= fewest_replies(config))
+
+
+def checked_grid(call: Call, config: RunConfig, model: Arrays, *, metrics: Iterable[str]) -> CheckedGrid:
+    """The call's grid, from which only sound replies come, with whole weights."""
+    how = Compression.of(config.transport)
+    return CheckedGrid(
+        call.grid if how.codec == "none" else DecompressingGrid(call.grid, template=model, how=how),
+        template=model,
+        equal_weights=config.private or config.strategy.weighting == "equal",
+        metrics=metrics,
+        largest=largest_value(config.strategy),
+        on_reply=call.tell_of,
+    )
