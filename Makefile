@@ -22,6 +22,7 @@ demo: $(READY)
 # A coordinator, four sites and an operator as processes of their own, on loopback; compared with a simulation.
 federation: $(READY)
 	$(BIN)/python -m simulations.federation
+	$(BIN)/python -m simulations.federation --secagg
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -47,6 +48,7 @@ bench: $(READY)
 	$(BIN)/python -m simulations.benchmarks engine --json
 	$(BIN)/python -m simulations.benchmarks dp --json
 	$(BIN)/python -m simulations.benchmarks plane --json
+	$(BIN)/python -m simulations.benchmarks secagg --json
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -61,6 +61,11 @@ class Member:
         )
         self._epochs: dict[bytes, Epoch] = {}
 
+    @property
+    def rules(self) -> Rules:
+        """What it holds the coordinator to."""
+        return self._party.rules
+
     def answer(self, message: bytes) -> bytes:
         """Answer any message but that of a training.
 
@@ -102,6 +107,11 @@ class Member:
                 break
             self._drop(other)  # older: the shares of its rounds are not needed any more
         return mask
+
+    def leave(self) -> None:
+        """Drop all epochs, for good: what is only forgotten could not be counted as thrown away."""
+        for epoch in tuple(self._epochs.values()):
+            self._drop(epoch)
 
     def to_bytes(self) -> bytes:
         """The member's state, with its secrets in clear: for memory, or a folder of this user alone."""

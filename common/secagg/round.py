@@ -160,19 +160,18 @@ class Round:
         return len(self._signatures) >= self._circle.shape.quorum
 
     def unmask(self) -> bytes:
-        """What the signers are asked, the same for all.
+        """What the signers are asked, the same for all: with every signature, of which each looks at some.
 
         Raises:
             SecAggError: `quorum`: too few stated the survivors yet.
         """
         if not self.agreed:
             raise SecAggError("quorum")
-        chosen = sorted(self._signatures)[: self._circle.shape.quorum]
         return Unmask(
             epoch=self._terms.epoch,
             index=self._terms.index,
             survivors=self._survivors,
-            signatures={rank: self._signatures[rank] for rank in chosen},
+            signatures=dict(sorted(self._signatures.items())),
         ).to_bytes()
 
     def shares(self, name: str, reply: bytes) -> None:

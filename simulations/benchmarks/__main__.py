@@ -27,14 +27,24 @@ def _plane(*, quick: bool) -> dict[str, float]:
     return suite.figures(quick=quick)
 
 
-BENCHMARKS = {"engine": engine.figures, "dp": _dp, "plane": _plane}
+def _secagg(*, quick: bool) -> dict[str, float]:
+    from simulations.benchmarks.secagg import suite
+
+    return suite.figures(quick=quick)
+
+
+BENCHMARKS = {"engine": engine.figures, "dp": _dp, "plane": _plane, "secagg": _secagg}
 
 
 def main(
     name: Annotated[str, typer.Argument(help=f"Which benchmark: {', '.join(BENCHMARKS)}.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer pairs: engine ends within 45 s, dp within 150 s, plane within 180 s.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="Fewer pairs: engine ends within 45 s, dp and secagg within 150 s, plane within 180 s.",
+        ),
     ] = False,
 ) -> None:
     """Measure, and print figures with the machine they were made on."""

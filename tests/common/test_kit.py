@@ -1,5 +1,6 @@
 """Reading kits: what they hold, and what is said where something is missing, damaged or of another party."""
 
+import json
 import shutil
 import stat
 
@@ -8,7 +9,7 @@ import pytest
 from common.cli import main
 from common.crypto import PartyKeys, peer_identity
 from common.errors import KitError
-from common.kit import CHAIN, load_kit
+from common.kit import CHAIN, UNCONFIRMED, load_kit
 from common.kit_files import begin_renewal
 from common.kit_tls import NEXT_TLS_KEY, TLS_KEY
 from tests.helpers.kits import copy_kits
@@ -129,3 +130,31 @@ def test_the_command_line_ends_with_11(kits, capsys):
     assert caught.value.code == 11
     assert "there is no folder" in (error := capsys.readouterr().err)
     assert "hint: `coterie provision`" in error
+
+
+class TestUnconfirmed:
+    """Which pins came through the coordinator, and were not compared since."""
+
+    def test_nobody_in_a_kit_that_was_provisioned(self, tmp_path):
+        """Its maker knew everybody."""
+        kit = load_kit(copy_kits(tmp_path / "kits") / "north", role="site")
+        assert kit.unconfirmed == frozenset()
+        assert kit.agreed_sites == kit.sites
+
+    def test_is_read_with_the_pins(self, tmp_path):
+        """Also by a process that has the kit already."""
+        kits = copy_kits(tmp_path / "kits")
+        kit = load_kit(kits / "north", role="site")
+        key_id = kit.sites["south"].key_id
+        (kits / "north" / UNCONFIRMED).write_text(json.dumps({"format": 1, "key_ids": [key_id.hex()]}))
+        for read in (load_kit(kits / "north", role="site"), kit.reloaded()):
+            assert read.unconfirmed == {key_id}
+            assert set(read.agreed_sites) == {"north"}
+
+    @pytest.mark.parametrize("text", ["", "{}", "[]", '{"format":2,"key_ids":[]}', '{"format":1,"key_ids":["x"]}'])
+    def test_a_damaged_list_is_an_error(self, tmp_path, text):
+        """Nobody is trusted because a file cannot be read."""
+        kits = copy_kits(tmp_path / "kits")
+        (kits / "north" / UNCONFIRMED).write_text(text)
+        with pytest.raises(KitError, match="damaged"):
+            load_kit(kits / "north", role="site")

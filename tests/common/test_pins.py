@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.crypto import PartyKeys
 from common.errors import RefusedError
-from common.pins import Pins
+from common.pins import Pins, secagg_claim
 
 SERVER = PartyKeys.generate("server", "coordinator").record
 NORTH = PartyKeys.generate("north", "site").record
@@ -61,3 +61,9 @@ def test_a_changed_document_is_refused(change):
     """Other formats, unknown keys and damaged records."""
     with pytest.raises(RefusedError):
         Pins.from_text(json.dumps(json.loads(PINS.to_text()) | change))
+
+
+def test_what_secure_aggregation_claims_depends_on_how_keys_were_agreed():
+    """A coordinator that hands out keys can hand out its own."""
+    assert secagg_claim(agreed=True) == "malicious coordinator"
+    assert secagg_claim(agreed=False) == "curious coordinator"

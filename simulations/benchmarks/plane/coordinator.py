@@ -23,7 +23,7 @@ from server.grids.sealed import SealedGrid
 from server.plane.hub import Hub
 from server.plane.server import PlaneServer
 from server.store import RunFolder
-from simulations.benchmarks.plane.processes import peak_bytes
+from simulations.benchmarks.plane.processes import log_errors_only, peak_bytes
 
 LAYERS = 10
 
@@ -82,6 +82,7 @@ def values(megabytes: float) -> int:
 
 def main() -> None:
     """Serve one run."""
+    log_errors_only()
     kit = load_kit(Path(sys.argv[1]), role="coordinator")
     megabytes, rounds, count, folder = float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5])
     torch.set_num_threads(1)

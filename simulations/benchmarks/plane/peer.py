@@ -18,6 +18,7 @@ from client.mods import guard_mod
 from client.mods.sealed import sealed_mod
 from common.flower import TRAIN_LOSS, WEIGHT, arrays_of, update_reply
 from common.kit import Kit, load_kit
+from simulations.benchmarks.plane.processes import log_errors_only
 
 
 def echo(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
@@ -38,6 +39,7 @@ def agent(kit: Kit) -> Agent:
 
 def main() -> None:
     """Serve until the parent closes stdin."""
+    log_errors_only()
     address, *kits = sys.argv[1:]
     for folder in kits:
         served = agent(replace(load_kit(Path(folder), role="site"), address=address))

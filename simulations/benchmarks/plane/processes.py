@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import structlog
+
 
 @contextmanager
-def module(name: str, *words: object) -> Iterator[subprocess.Popen[str]]:
-    """`python -m simulations.benchmarks.plane.NAME WORDS`, gone when the block ends."""
-    command = [sys.executable, "-m", f"simulations.benchmarks.plane.{name}", *map(str, words)]
+def module(name: str, *words: object, package: str = "plane") -> Iterator[subprocess.Popen[str]]:
+    """`python -m simulations.benchmarks.PACKAGE.NAME WORDS`, gone when the block ends."""
+    command = [sys.executable, "-m", f"simulations.benchmarks.{package}.{name}", *map(str, words)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
     try:
         yield process
@@ -38,6 +41,12 @@ def tell(process: subprocess.Popen[str], text: str = "") -> None:
     if process.stdin:
         process.stdin.write(f"{text}\n")
         process.stdin.flush()
+
+
+def log_errors_only() -> None:
+    """On stderr: stdout is for answers, and whoever waits for none would let the pipe fill up."""
+    level = structlog.make_filtering_bound_logger(logging.ERROR)
+    structlog.configure(wrapper_class=level, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 def peak_bytes() -> int:

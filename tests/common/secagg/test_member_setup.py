@@ -216,6 +216,15 @@ class TestBeacon:
         assert refused.value.reason == "beacon"
         assert grouped.journals[FIRST].aborts == 2
 
+    def test_leaving_throws_away_too(self, grouped: Federation) -> None:
+        """A member that makes room for one of another run; what was used, or never revealed, counts for nothing."""
+        until(grouped, "reveal")
+        grouped.members[FIRST].leave()
+        assert grouped.journals[FIRST].aborts == 0
+        until(grouped, "exchange")
+        grouped.members[FIRST].leave()
+        assert grouped.journals[FIRST].aborts == 1
+
     def test_epochs_that_were_used_are_not_counted(self, grouped: Federation) -> None:
         """Only what was thrown away is."""
         vectors = vectors_of(grouped.names, 3)

@@ -116,6 +116,16 @@ def test_a_wrong_answer_costs_its_sender_alone(what: str) -> None:
     assert finish(federation, setup) == tuple(name for name in federation.names if name != bad)
 
 
+def test_another_members_bundle_is_refused() -> None:
+    """Keys that another member signed are not taken from anybody else."""
+    federation = Federation(4)
+    setup, _ = until(federation, "advertise")
+    replies = federation.ask(setup.requests())
+    with pytest.raises(SecAggError) as refused:
+        setup.receive("site-0003", replies["site-0000"])
+    assert refused.value.reason == "roster"
+
+
 @pytest.mark.parametrize("leg", LEGS)
 def test_who_does_not_answer_is_out(leg: str) -> None:
     """A member that misses a leg is in no group of the epoch."""
