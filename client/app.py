@@ -114,7 +114,7 @@ def make_client_app(resources: Resources, *, outer: Sequence[Mod] = (), mods: Se
     def name_of(request: TrainRequest, context: Context) -> str:
         return resources.data(request, context)[1].name
 
-    inner = [secagg_mod(resources, name_of), compression_mod(name_of), *mods, privacy_mod(resources), clipping_mod]
+    inner = [secagg_mod(resources), compression_mod(name_of), *mods, privacy_mod(resources), clipping_mod]
 
     @app.train(mods=[guard_mod, *outer, *inner])
     def train(message: Message, context: Context) -> Message:
@@ -178,6 +178,8 @@ def _train(
             if len(examples):  # a client without examples sends the model as it came
                 train_plain(slot.model, examples, config.training, learning_rate=rate, proximal_mu=mu)
         return {WEIGHT: 1.0}
+    if config.privacy.secure_aggregation and not len(examples):  # a failure would show that there are none
+        return {WEIGHT: 0.0, TRAIN_LOSS: 0.0}
     loss = train_plain(slot.model, examples, config.training, learning_rate=rate, proximal_mu=mu)
     if not np.isfinite(loss):
         raise PeerError(FailureCode.NON_FINITE_UPDATE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -146,6 +147,10 @@ class SiteResources:
     def noise(self, request: TrainRequest, context: Context) -> NoiseSource:  # noqa: ARG002
         """Secure noise."""
         return self._source
+
+    def rounding(self, request: TrainRequest, context: Context) -> bytes:  # noqa: ARG002
+        """Fresh every time: a vector is rounded once."""
+        return os.urandom(32)
 
     def member(self, request: TrainRequest, context: Context) -> AbstractContextManager[Member]:
         """This site's member of a run under secure aggregation."""

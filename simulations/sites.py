@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
@@ -141,6 +142,11 @@ class SimulatedSites:
             return self.secure_noise
         client = self._client(request, context).name
         return FixedNoise(self.insecure_seed, f"{client}/{request.server_round}")
+
+    def rounding(self, request: TrainRequest, context: Context) -> bytes:
+        """The same whenever a run is repeated; it hides nothing from whoever simulates."""
+        said = f"{request.digest}/{request.server_round}/{self._client(request, context).name}"
+        return hashlib.sha256(b"coterie fixed-point rounding v1" + said.encode()).digest()
 
     @property
     def coordinators_noise(self) -> Callable[[int], NoiseSource] | None:

@@ -6,9 +6,8 @@ Flower's messages to it and back.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from client.policy import Policy
 from client.request import TrainRequest, parse_query, parse_request, read_arrays
-from common.aggregation import codec_for, covered, flatten
+from common.aggregation import codec_for, covered, flatten, rules_for
 from common.errors import ConfigError, FailureCode, NonFiniteError, PeerError, PrivacyError
 from common.fingerprint import model_digest
 from common.flower import (
@@ -28,6 +27,7 @@ from common.flower import (
     ROUND_STEP,
     SECAGG,
     SETUP_STEP,
+    TRAIN_LOSS,
     WEIGHT,
     arrays_of,
     from_record,
@@ -43,7 +43,6 @@ from common.secagg.refusal import SecAggError
 
 log = structlog.get_logger()
 
-_LABEL: Final = b"coterie fixed-point rounding v1"
 _STEPS: Final = {ROUND_STEP, SETUP_STEP}
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -61,8 +60,13 @@ class MemberResources(Protocol):
     def noise(self, request: TrainRequest, context: Context) -> NoiseSource:
         """Where noise comes from."""
 
+    def rounding(self, request: TrainRequest, context: Context) -> bytes:
+        """32 bytes that an update's rounding comes from. Nobody else may know them: where steps are coarse, most
+        numbers of a sum are one client's rounding, and whoever knows everybody's can tell whose.
+        """
 
-def secagg_mod(resources: MemberResources, name_of: Callable[[TrainRequest, Context], str]) -> Mod:
+
+def secagg_mod(resources: MemberResources) -> Mod:
     """A mod that lets an update leave under masks alone, in the runs that say so; other runs pass.
 
     It belongs around all that makes an update what it is, and inside of what checks the request.
@@ -71,14 +75,14 @@ def secagg_mod(resources: MemberResources, name_of: Callable[[TrainRequest, Cont
         Whether this site takes part in the round is decided, and its journal on the disk, before anything is trained.
         An update is masked once. Whatever fails after that uses the round and its model up: this site trains on that
         model again only when the round is known to be burnt. The reply holds one packed masked vector of uint8, and
-        the answer to a step of set-up if there was one: no weight, no metric, no other array.
+        the answer to a step of set-up if there was one: no weight, no metric, no other array. Whether there were
+        examples, and whether the update was finite, does not show.
 
     Args:
         resources: The site's rules and its members.
-        name_of: The client's name; its rounding depends on it.
 
     Raises (the mod):
-        PeerError: The round is refused, or the update is not finite.
+        PeerError: The round is refused.
     """
 
     def mask(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -91,16 +95,16 @@ def secagg_mod(resources: MemberResources, name_of: Callable[[TrainRequest, Cont
         request, start = parse_request(message), read_arrays(message)
         if ROUND_STEP not in steps:
             raise PeerError(FailureCode.AGGREGATION_REFUSED)
-        with _refusals(), resources.member(request, context) as member:
+        with _refusals(), _member(resources, request, context) as member:
             codec = _codec(request, start, steps[ROUND_STEP])
             masks = member.begin(
                 steps[ROUND_STEP], server_round=request.server_round, base=model_digest(start), codec=codec.digest
             )
             answers = _set_up(member, steps)  # afterwards: a new epoch takes the place of one that is not begun
-            reply = call_next(message, context)
-            if not reply.has_content():
+            reply = _trained(call_next, message, context)
+            if reply is not None and not reply.has_content():
                 return reply
-            seed = _seed(request, name_of(request, context), resources.noise(request, context))
+            seed = _seed(resources, request, context)
             vector = _encoded(codec, request, start, reply, seed=seed)
             masks.apply(vector)
         content = RecordDict({ARRAYS: to_record({MASKED: pack(vector, codec.bits)})})
@@ -123,7 +127,7 @@ def answer_steps(resources: MemberResources, message: Message, context: Context)
     if not request.config.privacy.secure_aggregation or not steps:
         raise PeerError(FailureCode.INVALID_REQUEST)
     resources.policy.check(request.config)
-    with _refusals(), resources.member(request, context) as member:
+    with _refusals(), _member(resources, request, context) as member:
         answers = {}
         if ROUND_STEP in steps:
             answers[ROUND_STEP] = member.answer(steps[ROUND_STEP])
@@ -131,6 +135,21 @@ def answer_steps(resources: MemberResources, message: Message, context: Context)
         else:
             answers[SETUP_STEP] = member.answer(steps[SETUP_STEP])
     return Message(RecordDict({SECAGG: _record(answers)}), reply_to=message)
+
+
+@contextmanager
+def _member(resources: MemberResources, request: TrainRequest, context: Context) -> Iterator[Member]:
+    """The member of a run, if it goes by this very configuration.
+
+    Whoever signs one run id for two of them could have sums opened by the rules of one, with the noise of the other.
+
+    Raises:
+        SecAggError: It goes by another.
+    """
+    with resources.member(request, context) as member:
+        if member.rules != rules_for(request.config, request.run_id):
+            raise SecAggError("rules")
+        yield member
 
 
 def _set_up(member: Member, steps: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -161,28 +180,40 @@ def _codec(request: TrainRequest, start: Arrays, step: bytes) -> Codec:
         raise PeerError(FailureCode.AGGREGATION_REFUSED) from e
 
 
-def _encoded(codec: Codec, request: TrainRequest, start: Arrays, reply: Message, *, seed: bytes) -> NDArray[np.uint32]:
+def _trained(call_next: ClientAppCallable, message: Message, context: Context) -> Message | None:
+    """What training answers; None if that is not finite."""
+    try:
+        return call_next(message, context)
+    except PeerError as e:
+        if e.failure is not FailureCode.NON_FINITE_UPDATE:
+            raise
+        return None
+
+
+def _encoded(
+    codec: Codec, request: TrainRequest, start: Arrays, reply: Message | None, *, seed: bytes
+) -> NDArray[np.uint32]:
     """What training changed, its weight and its metrics as one vector: uint32[codec.size].
 
-    Raises:
-        PeerError: The update is not finite.
+    An update that is not finite counts for nothing, and looks like any other: a model can be made on which training
+    overflows where one site has certain examples, and a failure would tell which site that is.
     """
-    metrics = {key: value for key, value in metrics_of(reply.content).items() if not isinstance(value, list)}
-    weight = metrics.pop(WEIGHT)
-    update = flatten(covered(request.config, start), start, arrays_of(reply.content))
-    try:
-        return codec.encode(update, weight=weight, metrics=metrics, seed=seed)
-    except NonFiniteError as e:
-        raise PeerError(FailureCode.NON_FINITE_UPDATE) from e
+    template = covered(start)
+    if reply is not None:
+        metrics = {key: value for key, value in metrics_of(reply.content).items() if not isinstance(value, list)}
+        weight, update = metrics.pop(WEIGHT), flatten(template, start, arrays_of(reply.content))
+        with suppress(NonFiniteError):
+            return codec.encode(update, weight=weight, metrics=metrics, seed=seed)
+    log.warning("update_not_finite", server_round=request.server_round)
+    nothing = np.zeros(sum(values.size for values in template.values()))
+    return codec.encode(nothing, weight=0.0, metrics={TRAIN_LOSS: 0.0}, seed=seed)
 
 
-def _seed(request: TrainRequest, name: str, noise: NoiseSource) -> bytes:
-    """Where rounding comes from: fixed without noise, so that a federation gives the bytes of its simulation; else
-    fresh, because this client's share of the noise comes from it as well.
-    """
+def _seed(resources: MemberResources, request: TrainRequest, context: Context) -> bytes:
+    """32 bytes for an update's rounding, and for this client's share of the noise where there is one."""
     if request.config.distributed:
-        return noise.words(4).tobytes()
-    return hashlib.sha256(_LABEL + f"{request.digest}/{request.server_round}/{name}".encode()).digest()
+        return resources.noise(request, context).words(4).tobytes()
+    return resources.rounding(request, context)
 
 
 def _read_steps(message: Message) -> dict[str, bytes]:

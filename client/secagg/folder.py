@@ -18,6 +18,7 @@ from client.secagg.members import STALE_SECONDS, Seat
 from common.disk import disk_errors
 from common.errors import RefusedError
 from common.secagg.member import Member
+from common.secagg.refusal import SecAggError
 
 log = structlog.get_logger()
 
@@ -108,6 +109,8 @@ def _read(path: Path, seat: Seat) -> Member | None:
     except FileNotFoundError:
         return None
     except (RefusedError, OSError) as e:
+        if isinstance(e, SecAggError) and e.reason == "rules":  # one run id for two configurations: never a new member
+            raise
         log.warning("member_not_restored", error=type(e).__name__)
         return None
 

@@ -101,7 +101,9 @@ class MemoryMembers:
             member = member or seat().new()
             self._members[run_id] = now, member
             while len(self._members) > self._most:
-                self._members.popitem(last=False)
+                oldest, (_, leaving) = next(iter(self._members.items()))
+                leaving.leave()  # or a coordinator with a few more runs could draw an order as often as it liked
+                del self._members[oldest]
             yield member
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ whom is then drawn anew.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ log = structlog.get_logger()
 _TRIES: Final = 2
 """How often a round may set up keys: once more, where the first set-up was spoilt by somebody who is then left out."""
 
+_MOST_WITHHELD: Final = 2
+"""How many set-ups one client may spoil by not revealing its nonce, before it is left out of the rest of the run."""
 
 _RIDE_ROUNDS: Final = 2
 """Over so many rounds the next set-up is spread: it has four steps, or five, and a round three trips."""
@@ -81,6 +84,7 @@ class Session:
         self._failures: dict[str, FailureCode] = {}
         self._cohort: frozenset[str] = frozenset()
         self._next = SetUp.nothing()
+        self._withheld: Counter[str] = Counter()
         self._epoch = self._headers.epoch
 
     def begin(self, call: Call, *, base: bytes, codec: Callable[[int], Codec]) -> Beginning:
@@ -174,9 +178,11 @@ class Session:
     def _set_up(self, call: Call, without: Collection[str]) -> SetUp:
         """Go on with the set-up that rode with earlier rounds, or do one, until it ends."""
         riding, self._next = self._next, SetUp.nothing()
+        self._note(riding)
         setup = riding if riding.running or riding.groups() else self._fresh(set(call.cohort) - set(without))
         while setup.running:
             self._trip(call, setup)
+        self._note(setup)
         self._groups, self._failures, self._cohort = setup.groups(), setup.failures, frozenset(call.cohort)
         self._epoch += 1
         if setup.refused:
@@ -184,7 +190,13 @@ class Session:
         return setup
 
     def _fresh(self, cohort: Collection[str]) -> SetUp:
-        return SetUp(self._rules, records=self._records, names=cohort)
+        names = [name for name in cohort if self._withheld[name] < _MOST_WITHHELD]
+        return SetUp(self._rules, records=self._records, names=names)
+
+    def _note(self, setup: SetUp) -> None:
+        """Remember, once, who spoilt a set-up."""
+        self._withheld.update(setup.withheld)
+        setup.withheld = set()
 
     def _trip(self, call: Call, setup: SetUp) -> None:
         """One step of a set-up, in messages of its own."""
@@ -203,6 +215,7 @@ class Session:
         if first or not self._fixed or not self._groups or call.server_round + left >= self._rounds:
             return SetUp.nothing()
         if left < _RIDE_ROUNDS and not self._next.running and not self._next.groups():
+            self._note(self._next)
             self._next = self._fresh(call.cohort)
         return self._next
 

@@ -21,6 +21,8 @@ class SetUp:
     Attributes:
         failures: Why clients are not in the epoch, as far as they said so.
         refused: Why there is no epoch, in a word.
+        withheld: Who committed to a nonce and did not reveal it: each such set-up costs every other member one of the
+            few that it may give up in a day.
     """
 
     def __init__(self, rules: Rules, *, records: Mapping[str, PartyRecord], names: Collection[str]) -> None:
@@ -33,6 +35,7 @@ class SetUp:
         """
         self.failures: dict[str, FailureCode] = {}
         self.refused = ""
+        self.withheld: set[str] = set()
         self._machine: Setup | None = None
         members = sorted(name for name in names if name in records)
         for name in sorted(set(names) - set(members)):
@@ -46,7 +49,8 @@ class SetUp:
     def nothing(cls) -> Self:
         """One that asks nobody."""
         none = cls.__new__(cls)
-        none.failures, none.refused, none._machine = {}, "none", None  # noqa: SLF001 - of this class
+        none.failures, none.refused, none.withheld = {}, "none", set()
+        none._machine = None  # noqa: SLF001 - of this class
         return none
 
     @property
@@ -70,11 +74,15 @@ class SetUp:
         except SecAggError as e:
             log.warning("setup_answer_refused", client=heard.name, reason=e.reason)
             self.failures[heard.name] = FailureCode.INVALID_REPLY
+            if self._machine.leg == "reveal":
+                self.withheld.add(heard.name)
 
     def close(self) -> None:
         """No more answers to the present step come."""
         if self._machine is None or not self.running:
             return
+        if self._machine.leg == "reveal":
+            self.withheld |= self._machine.requests().keys()
         try:
             self._machine.advance()
         except SecAggError as e:

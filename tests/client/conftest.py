@@ -1,5 +1,6 @@
 """One client with real examples: the scanned digits of scikit-learn, 64 pixels each."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,9 @@ class Client:
 
     def noise(self, request, context):
         return self.source
+
+    def rounding(self, request, context):
+        return hashlib.sha256(f"{request.server_round}/{self.name}".encode()).digest()
 
     def member(self, request, context):
         return self.members.open(request.run_id, lambda: self.seat(request.config, request.run_id), context)

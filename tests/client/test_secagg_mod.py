@@ -64,7 +64,7 @@ def updates(settings, clients, start, server_round=1):
     found = {}
     for name, client in clients.items():
         reply = client.answer(train_message(plain, arrays=start, server_round=server_round))
-        found[name] = flatten(covered(settings, start), start, arrays_of(reply.content))
+        found[name] = flatten(covered(start), start, arrays_of(reply.content))
     return found
 
 
@@ -336,10 +336,10 @@ class TestAnUpdate:
         group = asking.set_up()
         round_ = asking.begin(group, start)
         north = sites["north"]
-        broken = replace(north.examples, inputs=north.examples.inputs * float("nan"))
+        broken = replace(north.examples, targets=north.examples.targets + 100)
         north.examples, sound = broken, north.examples
         reply = north.answer(asking.training(round_.requests()["north"], start))
-        assert failure_of(reply) is FailureCode.NON_FINITE_UPDATE
+        assert failure_of(reply) is FailureCode.CLIENT_FAILED
         north.examples = sound
         again = asking.begin(group, start, server_round=2)
         reply = north.answer(asking.training(again.requests()["north"], start, server_round=2))
@@ -351,11 +351,39 @@ class TestAnUpdate:
         start, asking = model(settings), coordinator(settings, sites)
         round_ = asking.begin(asking.set_up(), start)
         north = sites["north"]
-        north.examples = replace(north.examples, inputs=north.examples.inputs * float("nan"))
+        north.examples = replace(north.examples, targets=north.examples.targets + 100)
         asking.train(round_, start)
         assert set(round_.survivors) == set(NAMES) - {"north"}
         answers = asking.ask(ROUND_STEP, dict.fromkeys(NAMES, round_.agree()))
         assert "north" not in answers
+
+    @pytest.mark.parametrize("weighting", ["equal", "examples"])
+    @pytest.mark.parametrize("spoilt", ["not finite", "overflows", "no examples"])
+    def test_that_is_none_looks_like_any_other(self, clients, spoilt, weighting):
+        """Who has what data must not show in who fails: it is in the sum, and counts for nothing."""
+        settings, sites = config(f"strategy.weighting={weighting}"), clients()
+        start, asking = model(settings), coordinator(settings, sites)
+        north, exact = sites["north"], updates(settings, sites, start)
+        north.examples = {
+            "not finite": replace(north.examples, inputs=north.examples.inputs * float("nan")),
+            "overflows": replace(north.examples, inputs=north.examples.inputs * 3e38),
+            "no examples": north.examples.take(torch.arange(0)),
+        }[spoilt]
+        round_ = asking.begin(asking.set_up(), start)
+        replies = asking.train(round_, start)
+        assert asking.failures == set()
+        assert {len(arrays_of(reply.content)[MASKED]) for reply in replies.values()} == {round_codec(settings, start)}
+        codec = codec_for(settings, start, participants=len(NAMES), plan=None, server_round=1)
+        told = codec.decode(asking.open(round_), len(NAMES))
+        left = [exact[name] for name in NAMES if name != "north"]
+        assert told.weight == (3 if weighting == "equal" else 60)
+        assert np.abs(told.update - np.mean(left, axis=0)).max() <= codec.bound(len(NAMES), told.weight)
+
+
+def round_codec(settings, start):
+    """Bytes of a masked update."""
+    codec = codec_for(settings, start, participants=len(NAMES), plan=None, server_round=1)
+    return packed_bytes(codec.size, codec.bits)
 
 
 def test_the_replies_hold_no_record_but_arrays(clients):

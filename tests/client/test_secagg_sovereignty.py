@@ -93,8 +93,11 @@ class TestAnHonestRound:
             (journal,) = (kits / name / "state" / "secagg").glob("*.jsonl")
             assert journal.stem == RUN_ID.hex()
 
-    def test_is_the_same_with_a_process_for_every_message(self, kits: Path, tmp_path: Path) -> None:
+    def test_is_the_same_with_a_process_for_every_message(
+        self, kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """As under Flower's runtime: nothing is kept but in files."""
+        monkeypatch.setattr(SiteResources, "rounding", lambda *_: bytes(32))
         config = configuration(*SUMS)
         expected = summed(coordinator(copied(kits, tmp_path / "other"), config))
         asking = coordinator(kits, config)
@@ -111,6 +114,16 @@ class TestAnHonestRound:
         asking.apps = {name: anew(name) for name in NAMES}
         assert (summed(asking) == expected).all()
         assert not list((tmp_path / "memory").rglob("*.tmp"))
+
+    def test_is_rounded_as_nobody_can_foresee(self, kits: Path, tmp_path: Path) -> None:
+        """Twice the same updates, from the same model in the same run: two sums, apart by rounding and no more.
+
+        Were rounding known, each number that is one client's rounding would be known to be that client's.
+        """
+        config = configuration(*SUMS)
+        one, other = (summed(coordinator(copied(kits, tmp_path / name), config)) for name in ("one", "other"))
+        apart = (one - other).view(np.int32)[:-1]
+        assert 0 < np.abs(apart).max() <= len(NAMES)
 
     def test_leaves_no_secret_on_the_disk(self, kits: Path) -> None:
         """Keys of later rounds and the others' shares are in the process alone."""
@@ -194,6 +207,29 @@ class TestAWeakRun:
             reply = asking.apps["cleveland"](asking.training(train.to_bytes(), start))
             assert failure_of(reply) is REFUSED
         round_ = asking.begin(group, start)
+        asking.train(round_, start)
+        assert asking.failures == set()
+
+
+class TestOneRunIdForTwoConfigurations:
+    """An operator who helps the coordinator signs it for both: noise for many honest sites, sums of few."""
+
+    @pytest.mark.parametrize("kept", ["memory", "files"])
+    def test_is_the_first_ones(self, kits: Path, tmp_path: Path, kept: str) -> None:
+        """A member goes by the rules that it was made with; the other configuration gets neither keys nor updates."""
+        there = []
+        for name in NAMES:
+            folder = tmp_path / name
+            folder.mkdir()
+            there.append(site(kits, name, members=MemoryMembers() if kept == "memory" else FolderMembers(folder)))
+        config, other = configuration(*SUMS), configuration(*SUMS, "secagg.honest=3")
+        asking, more = coordinator(kits, config, there), coordinator(kits, other, there)
+        group, start = asking.set_up(), start_of(config, Site())
+        round_ = asking.begin(group, start)
+        more.train(round_, start)
+        assert more.failures == {REFUSED.slug}
+        more.ask(SETUP_STEP, Setup(rules_for(other, RUN_ID), records=more.records, names=NAMES).requests())
+        assert more.failures == {REFUSED.slug}
         asking.train(round_, start)
         assert asking.failures == set()
 

@@ -16,7 +16,7 @@ from flwr.app import Context
 
 from client.secagg import ContextMembers, FileJournal, FolderMembers, Members, MemoryMembers, Seat, memory_folder
 from common.flower import client_context
-from common.secagg import SecAggError
+from common.secagg import Member, SecAggError
 from common.secagg.messages import Advertise
 from common.transport.records import decode_records, encode_records
 from tests.helpers.secagg import names_of, rules, site
@@ -81,6 +81,18 @@ class TestMemory:
         monkeypatch.setattr(time, "monotonic", lambda: now + 86_401)
         asked(members, seat, run_id=OTHER)
         assert asked(members, seat) != second
+
+    def test_counts_what_it_pushes_out(self, seat: Callable[[], Seat], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Runs enough, and a coordinator could forget orders of sites that it does not like, uncounted."""
+        left: list[Member] = []
+        monkeypatch.setattr(Member, "leave", lambda member: left.append(member))  # noqa: PLW0108 - to be bound
+        members = MemoryMembers(most=2)
+        with members.open(RUN, seat, context()) as first:
+            pass
+        for place in (1, 2):
+            assert left == []
+            asked(members, seat, run_id=bytes([place]) * 16)
+        assert left == [first]
 
     def test_shows_no_secret(self, seat: Callable[[], Seat]) -> None:
         """Nor does a seat."""

@@ -297,6 +297,16 @@ class TestGroups:
         )
         assert records[0].survivors == [name for name in grid.names if name != "site-05"]
 
+    def test_client_that_never_reveals_does_not_end_the_run_of_all(self) -> None:
+        """Members give up few set-ups a day: after two that it spoilt a client is left out."""
+        records, grid = ran(
+            self.CONFIG.model_copy(update={"rounds": 6}),
+            clients=13,
+            faults=lambda n, k, _: VANISH if (n, k) == ("site-05", "reveal") else None,
+        )
+        assert all(len(record.survivors) == 12 for record in records)
+        assert grid.journals["site-00"].aborts_today() == 2
+
 
 class TestDistributedNoise:
     def test_reaches_nothing_but_what_is_trained(self) -> None:
