@@ -61,7 +61,7 @@ def codec_for(
         PrivacyError: There is no plan for distributed noise, or it was made for fewer values or clients, or counts on
             more honest ones than a sum is sure to have.
     """
-    dimensions = sum(values.size for values in covered(config, template).values())
+    dimensions = sum(values.size for values in covered(template).values())
     if not config.distributed:
         return _fixed_point(config, dimensions=dimensions, participants=participants)
     mechanism = plan.distributed if plan is not None else None
@@ -89,14 +89,12 @@ def check_codec(config: RunConfig, clients: int) -> None:
         _fixed_point(config, dimensions=1, participants=clients)
 
 
-def covered(config: RunConfig, template: Arrays) -> dict[str, NDArray[Any]]:
-    """The arrays that a sum is about, in their order: numbers of any kind, but only floating-point ones with noise.
+def covered(template: Arrays) -> dict[str, NDArray[Any]]:
+    """The arrays that a sum is about, in their order: the floating-point ones; others stay as they are.
 
-    A counter that moved by fifty would fill the whole clipping norm of a private update; there, as in every private
-    run, all but floating-point arrays stay as they are.
+    A counter that moved by forty would fill the whole clipping norm of an update.
     """
-    kinds = "f" if config.distributed else "fiu"
-    return {name: values for name, values in template.items() if values.dtype.kind in kinds}
+    return {name: values for name, values in template.items() if values.dtype.kind == "f"}
 
 
 def flatten(template: Arrays, start: Arrays, trained: Arrays) -> NDArray[np.float64]:
@@ -123,39 +121,26 @@ def flatten(template: Arrays, start: Arrays, trained: Arrays) -> NDArray[np.floa
     return update
 
 
-def add_update(start: Arrays, update: NDArray[np.float64], template: Arrays | None = None) -> dict[str, NDArray[Any]]:
-    """The start plus an update, in the start's dtypes; integers are rounded, and held to what their type can hold.
+def add_update(start: Arrays, update: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    """The start plus an update, in the start's dtypes; arrays that no sum is about stay as they are.
 
     Args:
         start: The model's arrays.
-        update: float64[d].
-        template: What `covered` names, in its order; other arrays stay as they are. None: all of `start`.
+        update: float64[d], over what `covered` names.
 
     Raises:
         ValueError: The update has another length.
     """
-    chosen = start if template is None else template
+    chosen = covered(start)
     if update.shape != (sum(values.size for values in chosen.values()),):
         raise ValueError("an update has another length than the model")
     arrays, at = dict(start), 0
-    for name in chosen:
-        before = start[name]
+    for name, before in chosen.items():
         part = update[at : at + before.size].reshape(before.shape)
-        arrays[name] = _added(before, part)
+        with np.errstate(over="ignore"):  # an infinity is refused with the aggregate
+            arrays[name] = np.asarray(before + part).astype(before.dtype)
         at += before.size
     return arrays
-
-
-def _added(before: NDArray[Any], part: NDArray[np.float64]) -> NDArray[Any]:
-    with np.errstate(over="ignore"):  # an infinity is refused with the aggregate
-        if before.dtype.kind == "f":
-            return np.asarray(before + part).astype(before.dtype)
-        limits, change = np.iinfo(before.dtype), np.rint(part)
-        exact = [
-            min(max(int(b) + int(c), int(limits.min)), int(limits.max))
-            for b, c in zip(before.flat, change.flat, strict=True)
-        ]
-        return np.array(exact, dtype=before.dtype).reshape(before.shape)
 
 
 def _fixed_point(config: RunConfig, *, dimensions: int, participants: int) -> FixedPoint:

@@ -170,13 +170,12 @@ class SummedAsking(Stateless):
 
     def _reply(self, model: Arrays, decoded: Decoded, to: Message | None) -> Message:
         """What a strategy is shown of a sum."""
-        config = self._job.config
-        template, update = covered(config, model), decoded.update
+        template, update = covered(model), decoded.update
         if self._trainable is not None:  # every entry has noise: of running statistics nothing else would be left
             for name, part in parts(model, list(template), update):
                 if name not in self._trainable:
                     part[:] = 0
-        arrays = add_update(model, update, template)
+        arrays = add_update(model, update)
         return one_reply(arrays, to=to, weight=decoded.weight, metrics=decoded.metrics)
 
 

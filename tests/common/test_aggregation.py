@@ -61,7 +61,7 @@ class TestFixedPoint:
         """With weighting by examples: most weight of the run, the loss as a metric, all numbers of the model."""
         codec = codec_of(run("secagg.most_weight=500", "secagg.clipping_norm=3"))
         assert codec == FixedPoint(
-            bits=32, dimensions=12, clipping_norm=3.0, most_weight=500, clients=10, metrics=("train_loss",)
+            bits=32, dimensions=9, clipping_norm=3.0, most_weight=500, clients=10, metrics=("train_loss",)
         )
 
     def test_equal_weights_leave_the_ring_to_the_update(self):
@@ -153,56 +153,34 @@ def test_both_kinds_are_codecs():
 class TestArrays:
     """From a model's arrays to a vector and back."""
 
-    def test_sums_are_about_numbers(self):
-        """All kinds of them, in the model's order; with noise only those that can be small."""
-        assert list(covered(run(), MODEL)) == ["weight", "count", "bias", "small"]
-        assert list(covered(run(*PRIVATE), MODEL)) == ["weight", "bias"]
+    def test_sums_are_about_floating_point_arrays(self):
+        """In the model's order; a counter would fill the clipping norm."""
+        assert list(covered(MODEL)) == ["weight", "bias"]
 
-    @given(
-        arrays_of.arrays(np.float32, (2, 3), elements=st.floats(-1e3, 1e3, width=32)),
-        arrays_of.arrays(np.int8, 2),
-        st.integers(-(2**52), 2**52),
-    )
+    @given(arrays_of.arrays(np.float32, (2, 3), elements=st.floats(-1e3, 1e3, width=32)))
     @settings(deadline=None)
-    def test_an_update_takes_the_start_to_the_trained_model(self, weight, small, count):
-        """Start plus what training changed is the trained model, to the rounding of its types."""
-        trained = MODEL | {"weight": weight, "small": small, "count": np.array(count), "mask": ~MODEL["mask"]}
-        template = covered(run(), MODEL)
-        update = flatten(template, MODEL, trained)
-        assert (update.shape, update.dtype) == ((12,), np.float64)
-        arrays = add_update(MODEL, update, template)
+    def test_an_update_takes_the_start_to_the_trained_model(self, weight):
+        """Start plus what training changed is the trained model, to the rounding of its types; the rest stays."""
+        trained = MODEL | {"weight": weight, "count": np.array(45), "mask": ~MODEL["mask"]}
+        update = flatten(covered(MODEL), MODEL, trained)
+        assert (update.shape, update.dtype) == ((9,), np.float64)
+        arrays = add_update(MODEL, update)
         assert list(arrays) == list(MODEL)
         assert np.allclose(arrays["weight"], weight, rtol=1e-6, atol=1e-6)
-        assert all(np.array_equal(arrays[name], trained[name]) for name in ("small", "count", "bias"))
-        assert np.array_equal(arrays["mask"], MODEL["mask"]), "what is no number stays as it was"
+        assert all(arrays[name] is MODEL[name] for name in ("count", "mask", "small"))
         assert all(arrays[name].dtype == MODEL[name].dtype for name in MODEL)
         assert all(arrays[name].shape == MODEL[name].shape for name in MODEL)
-
-    def test_whole_numbers_are_rounded_and_held_to_their_type(self):
-        """A mean of counters is no whole number; an int8 does not run over."""
-        update = np.array([*[0.0] * 6, 2.6, *[0.0] * 3, 100.0, -200.0])
-        arrays = add_update(MODEL, update, covered(run(), MODEL))
-        assert arrays["count"] == 8
-        assert arrays["small"].tolist() == [127, -128]
-
-    def test_what_is_not_in_the_sum_stays(self):
-        """Without a template all arrays take part, else those that it names."""
-        template = covered(run(*PRIVATE), MODEL)
-        arrays = add_update(MODEL, np.ones(9), template)
-        assert arrays["bias"].tolist() == [1.0, 1.0, 1.0]
-        assert arrays["count"] is MODEL["count"]
-        assert add_update(template, np.ones(9))["bias"].tolist() == [1.0, 1.0, 1.0]
 
     def test_overflow_is_left_to_the_codec(self):
         """A difference that is not finite is flattened as it is."""
         far = MODEL | {"bias": np.full(3, 1e308)}
-        update = flatten(covered(run(), MODEL), MODEL | {"bias": np.full(3, -1e308)}, far)
+        update = flatten(covered(MODEL), MODEL | {"bias": np.full(3, -1e308)}, far)
         assert np.isinf(update).sum() == 3
 
     def test_other_shapes_are_refused(self):
         """Arrays that are not the model's, and vectors of another length."""
-        template = covered(run(), MODEL)
+        template = covered(MODEL)
         with pytest.raises(ValueError, match="'bias'"):
             flatten(template, MODEL, MODEL | {"bias": np.zeros(4)})
         with pytest.raises(ValueError, match="another length"):
-            add_update(MODEL, np.zeros(13), template)
+            add_update(MODEL, np.zeros(13))

@@ -27,6 +27,9 @@ FAILURES = {
     "invalid-reply": 1006,
     "client-lost": 1007,
     "policy-refused": 1008,
+    "not-in-epoch": 1009,
+    "aggregation-refused": 1010,
+    "aggregation-aborted": 1011,
 }
 
 

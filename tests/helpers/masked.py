@@ -158,7 +158,7 @@ class Members(ScriptedGrid):
         self.trained.append((name, server_round))
         change = self.change(name, server_round)
         trained = {key: values + np.asarray(change, values.dtype) for key, values in start.items()}
-        self.updates[name] = flatten(covered(self.config, start), start, trained)
+        self.updates[name] = flatten(covered(start), start, trained)
         vector = codec.encode(
             self.updates[name],
             weight=self.weight(name),

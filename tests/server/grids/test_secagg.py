@@ -59,7 +59,7 @@ def flat(arrays: dict[str, np.ndarray]) -> np.ndarray:
 
 def bound(config: RunConfig, survivors: int, weight: float, *, asked: int) -> float:
     """How far the mean of a sum may be from exact arithmetic, with the rounding of the model to float32."""
-    codec = codec_for(config, covered(config, start()), participants=asked, plan=None, server_round=1)
+    codec = codec_for(config, covered(start()), participants=asked, plan=None, server_round=1)
     assert isinstance(codec, FixedPoint)
     return codec.bound(survivors, weight) + 2**-20
 
