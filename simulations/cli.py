@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +13,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import structlog
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -25,6 +22,7 @@ from common.config.cli import Overrides
 from common.config.load import scenario_names
 from common.config.render import to_toml
 from common.errors import ConfigError, RunError
+from simulations.logs import log_to_stderr
 
 if TYPE_CHECKING:
     from server.store import RunFolder
@@ -70,7 +68,7 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
 ) -> None:
     """Train across simulated clients; leaves a run folder with model, result and report."""
-    _log_to_stderr(quiet=quiet or as_json)
+    log_to_stderr(quiet=quiet or as_json)
     changes = [*(overrides or ()), *(["privacy.unit=example"] if dp else [])]
     if resume is not None:
         if source is not None or changes or out is not None or insecure_fixed_noise is not None:
@@ -173,6 +171,7 @@ def _run(  # noqa: PLR0917
             if how.insecure_seed is not None and config.private:
                 folder.write(INSECURE, str(how.insecure_seed).encode())
                 typer.echo("warning: the noise comes from a seed and protects nobody", err=True)
+            _warn(config, clients=len(possible.federation.clients), quiet=how.quiet)
             prepared = possible.in_folder(folder.path)
             keeper = FolderObserver(prepared, folder)
             shown = ProgressObserver(
@@ -207,6 +206,14 @@ def _run(  # noqa: PLR0917
     return result, folder.path
 
 
+def _warn(config: RunConfig, *, clients: int, quiet: bool) -> None:
+    """What a person should know of secure aggregation before it starts."""
+    from common.secagg_plan import warnings_of
+
+    for warning in () if quiet else warnings_of(config, clients):
+        typer.echo(f"warning: {warning}", err=True)
+
+
 def _reopen(run: str, root: Path) -> tuple[RunConfig, RunConfig, RunFolder]:
     from server.cli import find_run
     from server.store import RunFolder
@@ -230,10 +237,3 @@ def _kept_seed(folder: RunFolder) -> int | None:
         return int(path.read_text()) if path.is_file() else None
     except ValueError as e:
         raise RunError(f"{path} is damaged", hint="start a new run") from e
-
-
-def _log_to_stderr(*, quiet: bool) -> None:
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR if quiet else logging.WARNING),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),  # the stderr of the moment, not of this one
-    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,12 +16,13 @@ from typing import Any
 
 from common.config import RunConfig
 from common.errors import ConfigError, RunError
+from common.guarantee import ADDED_OR_REMOVED, UPDATE_REPLACED, against
 from common.models.weights import ModelWeights
-from common.privacy import RELATION
 from common.schema import Federation
 from server.coordinator import Outcome
 from server.evaluation import majority_accuracy, probabilities
 from simulations.interrupt import check_interrupt
+from simulations.logs import begin_worker
 from simulations.run import Prepared, execute, prepare
 
 FEDERATED, PRIVATE, POOLED = "federated", "federated_dp", "pooled"
@@ -50,10 +50,11 @@ class FoldResult:
 
 
 def arms_of(config: RunConfig, plain: RunConfig, sites: Sequence[str]) -> dict[str, RunConfig]:
-    """The configuration of each arm; `plain` is the run's configuration as it is without privacy."""
-    arms = {FEDERATED: plain}
-    if config.private:
-        arms[PRIVATE] = config
+    """The configuration of each arm; `plain` is the run's configuration as it is without privacy.
+
+    Secure aggregation stays with the run itself: who trains alone has nobody to hide among.
+    """
+    arms = {FEDERATED: plain, PRIVATE: config} if config.private else {FEDERATED: config}
     arms[POOLED] = _with_data(plain, pooled=True)
     for site in sites:
         arms[f"alone.{site}"] = _with_data(plain, sites=[site])
@@ -172,9 +173,15 @@ def summarise(results: Sequence[FoldResult], config: RunConfig) -> dict[str, Any
             "epsilon": epsilon,
             "delta": config.privacy.target_delta,
             "unit": config.privacy.unit,
-            "relation": RELATION,
+            "relation": UPDATE_REPLACED if config.distributed else ADDED_OR_REMOVED,
+            "against": _against(config),
         }
     return document
+
+
+def _against(config: RunConfig) -> str:
+    trust = "cohort" if config.distributed else "coordinator" if config.central else "nobody"
+    return against(trust, config.secagg.colluding)
 
 
 def read_results(path: Path) -> list[FoldResult]:
@@ -206,8 +213,7 @@ def _run_all(jobs: Sequence[Job], workers: int) -> Iterator[FoldResult]:
     pool = ProcessPoolExecutor(
         min(workers, len(jobs)),
         mp_context=context,
-        initializer=signal.signal,  # Ctrl-C reaches every process of a terminal: only this one decides
-        initargs=(signal.SIGINT, signal.SIG_IGN),
+        initializer=begin_worker,
     )
     try:
         for future in as_completed([pool.submit(_run_one, job) for job in jobs]):

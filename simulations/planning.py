@@ -9,7 +9,7 @@ from typing import Any
 
 from common.config import RunConfig
 from common.errors import PrivacyError
-from common.privacy import RELATION, PrivacyPlan, make_plan, spent
+from common.privacy import PrivacyPlan, make_plan, spent
 from common.privacy.accounting.accountant import PrivacyLoss, Renyi, ReplaceOne
 from common.privacy.events import PrivacyEvent, Unit
 from server.cohort import min_separation, participations
@@ -26,8 +26,8 @@ def describe_plan(plan: PrivacyPlan, config: RunConfig, *, clients: int) -> dict
         "format": 1,
         "name": config.name,
         "unit": plan.unit,
-        "trust": "coordinator" if plan.unit == "client" else "nobody",
-        "relation": RELATION,
+        "trust": plan.trust,
+        "relation": plan.relation,
         "mechanism": plan.mechanism,
         "clipping": plan.clipping,
         "clipping_norm": plan.clipping_norm,
@@ -38,6 +38,7 @@ def describe_plan(plan: PrivacyPlan, config: RunConfig, *, clients: int) -> dict
         "sampling_rate": plan.sampling_rate,
         "denominator": plan.denominator,
         "local_steps": plan.local_steps,
+        "shares": plan.shares and asdict(plan.shares),
         "rounds": plan.rounds,
         "clients": clients,
         "participations": plan.participations,
@@ -45,12 +46,12 @@ def describe_plan(plan: PrivacyPlan, config: RunConfig, *, clients: int) -> dict
         "budget": asdict(plan.budget),
         "after": [
             {"rounds": k, "epsilon": plan.epsilon_after(k), **_beside(plan.release(k), delta, plan.unit)}
-            for k in _milestones(plan.rounds if plan.unit == "client" else plan.participations)
+            for k in _milestones(plan.rounds if plan.central else plan.participations)
         ],
         "site": {
             "unit": "example",
             "epsilon": spent(at_site, budget=plan.site_budget),
-            "epsilon_against_coordinator": None if plan.unit == "client" else spent(at_site, budget=plan.site_budget),
+            "epsilon_against_coordinator": None if plan.central else spent(at_site, budget=plan.site_budget),
             **_beside(at_site, delta, "example"),
         },
         "warnings": warnings_of(plan),
@@ -60,11 +61,19 @@ def describe_plan(plan: PrivacyPlan, config: RunConfig, *, clients: int) -> dict
 def warnings_of(plan: PrivacyPlan) -> list[str]:
     """What a person should know before they start this run."""
     found = []
-    length = plan.noise_stddev * math.sqrt(plan.dimensions) / (plan.denominator * plan.clipping_norm)
+    shares = plan.shares
+    stddev = plan.noise_stddev * math.sqrt(plan.denominator / shares.honest if shares else 1.0)
+    length = stddev * math.sqrt(plan.dimensions) / (plan.denominator * plan.clipping_norm)
     if plan.unit == "client" and length > 1:
         found.append(
             f"the cohort of {plan.denominator:g} is small: each round's noise is {length:.3g} times as long as the "
             "longest mean update; privacy.unit = 'example' protects each example with far less noise in the model"
+        )
+    if shares is not None and shares.honest < plan.denominator / 2:
+        found.append(
+            f"noise is made for {shares.honest} honest clients, {plan.denominator:g} add it: a round with all of them "
+            f"has {plan.denominator / shares.honest:.3g} times the variance that is counted; raise secagg.honest to as "
+            "many as can be relied on"
         )
     if plan.mechanism == "matrix" and len(plan.coefficients) == 1:
         found.append(
@@ -128,7 +137,10 @@ def _varied(
 
 
 def _beside(events: Sequence[PrivacyEvent], delta: float, unit: Unit) -> dict[str, float | None]:
-    """What the other accountants say, as if all parameters had been fixed beforehand; null where it is infinite."""
+    """What the other accountants say, as if all parameters had been fixed beforehand; null where it is infinite.
+
+    Of distributed noise nobody has computed a privacy loss: there all of them are by Renyi accounting.
+    """
     found = {
         "renyi_best_order": Renyi().epsilon(events, delta=delta, unit=unit),
         "privacy_loss": PrivacyLoss().epsilon(events, delta=delta, unit=unit),

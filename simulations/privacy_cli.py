@@ -12,6 +12,7 @@ from rich.table import Table
 
 from common.config.cli import Overrides
 from common.errors import ConfigError
+from common.guarantee import against
 
 if TYPE_CHECKING:
     from client.policy import Policy
@@ -91,24 +92,29 @@ def _show(document: dict[str, Any], console: Console) -> None:
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim")
     facts.add_column()
-    protects = {
-        "example": "each example (or entity) at each client, against everybody",
-        "client": "each client's whole data, against everybody but the coordinator",
-    }[document["unit"]]
-    facts.add_row("protects", protects)
+    protects = {"example": "each example (or entity) at each client", "client": "each client's whole data"}
+    shares = document["shares"]
+    held = against(document["trust"], shares and shares["colluding"])
+    facts.add_row("protects", f"{protects[document['unit']]}, {held}")
     facts.add_row(
-        "budget", f"epsilon {document['budget']['epsilon']:.4g} at delta {document['budget']['delta']:g}, add/remove, "
-        f"Renyi order {document['budget']['order']}"
+        "budget", f"epsilon {document['budget']['epsilon']:.4g} at delta {document['budget']['delta']:g}, "
+        f"{document['relation']}, Renyi order {document['budget']['order']}"
     )  # fmt: skip
     facts.add_row(
         "noise", f"multiplier {document['noise_multiplier']:.4g}: standard deviation {document['noise_stddev']:.4g} on "
         f"each of {document['dimensions']:,} coordinates of a sum with sensitivity {document['sensitivity']:.6g}"
     )  # fmt: skip
+    if shares:
+        facts.add_row(
+            "shares", f"that is the {shares['mechanism']} noise of {shares['honest']} honest clients; each client of a "
+            f"sum ({shares['clients']} at most) adds as much, in a ring of {shares['bits']} bits"
+        )  # fmt: skip
     facts.add_row("clipping", f"{document['clipping']}, norm {document['clipping_norm']:g}")
     sampled = f"rate {document['sampling_rate']:.3g}" if document["sampling_rate"] < 1 else "no amplification"
+    divisor = "the number of survivors" if shares else f"{document['denominator']:g}"
     facts.add_row(
         "releases", f"{document['rounds']} rounds, a client takes part in at most {document['participations']}, "
-        f"{document['local_steps']} a round; {sampled}; divided by {document['denominator']:g}"
+        f"{document['local_steps']} a round; {sampled}; divided by {divisor}"
     )  # fmt: skip
     console.print(facts)
     console.print()
@@ -121,7 +127,8 @@ def _show(document: dict[str, Any], console: Console) -> None:
     table.add_row("[dim]one example at a site[/dim]", *_figures(document["site"]))
     console.print(table)
     console.print(
-        "* as if all parameters had been fixed beforehand. replace-one: neighbours differ in one unit's values.",
+        "* as if all parameters had been fixed beforehand. replace-one: neighbours differ in one unit's values."
+        + (" Distributed noise is counted by Renyi accounting in every column." if shares else ""),
         style="dim",
     )
     if document["site"]["epsilon_against_coordinator"] is None:

@@ -22,18 +22,28 @@ class ProgressObserver(Observer):
         self._rounds: TaskID = progress.add_task("rounds", total=rounds, detail="")
         self._clients: TaskID = progress.add_task("clients", total=1, detail="", visible=False)
         self._failed = 0
+        self._here: set[str] = set()
 
     def round_started(self, server_round: int, cohort: list[str]) -> None:
         """Start the round's bar."""
-        self._failed = 0
+        self._failed, self._here = 0, set()
         self._progress.update(self._rounds, completed=server_round - 1)
         self._progress.reset(self._clients, total=len(cohort), detail="", visible=True)
 
-    def reply_received(self, client: str, failure: FailureCode | None) -> None:  # noqa: ARG002
+    def update_received(self, client: str) -> None:
+        """Count a masked update: what follows are steps without training, which take no time to speak of."""
+        self._count(client)
+
+    def reply_received(self, client: str, failure: FailureCode | None) -> None:
         """Count the reply."""
         self._failed += failure is not None
+        self._count(client)
+
+    def _count(self, client: str) -> None:
+        """Move the bar, once a client."""
+        self._here.add(client)
         detail = f"{self._failed} failed" if self._failed else ""
-        self._progress.update(self._clients, advance=1, detail=detail)
+        self._progress.update(self._clients, completed=len(self._here), detail=detail)
 
     def round_finished(self, record: RoundRecord) -> None:
         """Show the round's figures."""

@@ -8,6 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from common.guarantee import against
 from server.report.words import ceiling
 
 _ARMS = (
@@ -24,6 +25,8 @@ def print_result(result: dict[str, Any], console: Console, *, folder: str) -> No
     parts: list[RenderableType] = (
         [_comparison(comparison)] if comparison else [Text(_title(result), "bold"), _single(result)]
     )
+    if comparison and (sums := result.get("secure_aggregation")):
+        parts.append(Text(f"In the run itself {_sums(sums)}."))
     console.print(Group(*parts, Text(f"\nrun folder: {folder}\nreport:     {folder}/report.html", style="dim")))
 
 
@@ -53,16 +56,31 @@ def _single(result: dict[str, Any]) -> RenderableType:
         )
         if privacy["unit"] == "client":
             examples = max(privacy["examples_epsilon"].values(), default=0.0)
-            told = f"against everybody but the coordinator; one example at a site: epsilon {ceiling(examples)}"
+            held = against(privacy["trust"], (privacy["shares"] or {}).get("colluding"))
+            told = f"{held}; one example at a site: epsilon {ceiling(examples)}"
             table.add_row("", told)
         if privacy.get("insecure_fixed_noise"):
             table.add_row("", "[red]the noise came from a seed and protects nobody[/red]")
         table.add_row("", "accuracy was computed inside the simulation and is not released")
+    if sums := result.get("secure_aggregation"):
+        table.add_row("sums", _sums(sums))
     if missing := result.get("missing"):
         told = ", ".join(f"{count} {reason}" for reason, count in missing.items())
         table.add_row("missing", f"replies that did not come: {told}")
     table.add_row("time", f"{result['seconds']['total']:.1f} s")
     return table
+
+
+def _sums(sums: dict[str, Any]) -> str:
+    """What the coordinator saw under secure aggregation."""
+    if not sums["opened"]:
+        return "none could be opened"
+    given_up = sums["sums"] - sums["opened"]
+    lost = f", {given_up} given up" if given_up else ""
+    return (
+        f"the coordinator saw {sums['opened']} sums of {sums['smallest_sum']} or more updates{lost} "
+        f"(secure aggregation, experimental)"
+    )
 
 
 def _comparison(comparison: dict[str, Any]) -> RenderableType:
@@ -128,7 +146,8 @@ def _cost_of_privacy(comparison: dict[str, Any], private: dict[str, Any]) -> lis
     worst = ceiling(max(private["epsilon"].values()))
     return [
         Text(f"Privacy costs {cost:.3f} accuracy: each site spent epsilon {worst} at delta {private['delta']:g}"),
-        Text(f"over the whole run; unit: one {private['unit']}, neighbouring by {private['relation']}."),
+        Text(f"over the whole run; unit: one {private['unit']}, neighbouring by {private['relation']};"),
+        Text(f"{private['against']}."),
         Text("Accuracies were computed inside the simulation; a private run releases none of them."),
     ]
 

@@ -42,7 +42,8 @@ def test_models_that_differ_are_an_error(monkeypatch: pytest.MonkeyPatch, capsys
     """The target fails where the promise does."""
     facts = {
         "accuracy": 0.8, "majority_accuracy": 0.5, "model_sha256": "a", "simulated_sha256": "b", "identical": False,
-        "seconds": {"federation": 1.0, "simulation": 1.0},
+        "agrees": False,
+        "seconds": {"federation": 1.0, "simulation": 1.0}, "secure_aggregation": None,
     }  # fmt: skip
     monkeypatch.setattr(federation, "compare", lambda *_, **__: facts)
     assert federation.main([]) == 1

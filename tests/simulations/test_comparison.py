@@ -63,6 +63,18 @@ class TestArms:
         assert {arm.training for arm in found.values() if arm is not config} == {plain.training}
         assert list(arms_of(plain, plain, ["a"])) == ["federated", "pooled", "alone.a"]
 
+    @pytest.mark.parametrize("make", [private, configuration])
+    def test_only_the_run_itself_is_masked(self, make: Any) -> None:
+        """Under secure aggregation too, alone, pooled and without privacy are plain runs."""
+        unmasked = make(**FOLDS)
+        tables = unmasked.model_dump()
+        tables["privacy"]["secure_aggregation"] = True
+        config, plain = RunConfig.model_validate(tables), configuration(**FOLDS)
+        found = arms_of(config, plain, ["a", "b"])
+        assert [name for name, arm in found.items() if arm.privacy.secure_aggregation] == [
+            "federated_dp" if config.private else "federated"
+        ]
+
     @pytest.mark.parametrize("data", [{"partition": "iid"}, {"pooled": True}])
     def test_need_sites(self, data: dict[str, Any]) -> None:
         """Without the data's own groups there is nothing to compare."""

@@ -133,3 +133,20 @@ class TestProgress:
     def test_shows_epsilon_against_its_budget(self, tmp_path: Path) -> None:
         """A private run shows what was spent of what."""
         assert "of 5" in self.show(tmp_path, private_run=True)
+
+    def test_masked_updates_move_the_bar_and_their_fates_do_not_move_it_again(self, tmp_path: Path) -> None:
+        """Under secure aggregation a client's fate is known only once its sum is open, or given up."""
+        run, console = prepared(tmp_path / "ledger"), Console(file=io.StringIO(), width=160)
+        with RunFolder.create(configuration(), tmp_path / "run") as folder, Progress(console=console) as progress:
+            shown = ProgressObserver(progress, FolderObserver(run, folder), rounds=1, target_epsilon=None)
+            shown.round_started(1, ["client-00", "client-01"])
+            courses = []
+            for told in (
+                lambda: shown.update_received("client-00"),
+                lambda: shown.update_received("client-01"),
+                lambda: shown.reply_received("client-00", None),
+                lambda: shown.reply_received("client-01", FailureCode.AGGREGATION_ABORTED),
+            ):
+                told()
+                courses.append((progress.tasks[1].completed, progress.tasks[1].fields["detail"]))
+        assert courses == [(1, ""), (2, ""), (2, ""), (2, "1 failed")]

@@ -54,6 +54,51 @@ def test_a_small_cohort_of_clients_is_warned_of(capsys):
     assert "privacy.unit = 'example'" in document["warnings"][0]
 
 
+SHARED = ("privacy.unit=client", "privacy.secure_aggregation=true", "privacy.target_epsilon=8", "rounds=10")
+
+
+def words_of(*settings):
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def test_noise_of_the_clients_holds_against_the_coordinator(capsys):
+    """While few help it; it is counted by Renyi accounting alone, and each round by itself."""
+    document = plan(capsys, *words_of(*SHARED, "secagg.noise=discrete-gaussian"))
+    assert document["trust"] == "cohort"
+    assert "replaced by zero" in document["relation"]
+    assert document["shares"] == {
+        "mechanism": "discrete-gaussian", "bits": 32, "clients": 4, "honest": 2, "colluding": 1,
+    }  # fmt: skip
+    assert [row["rounds"] for row in document["after"]][-1] == 10
+    assert all(row["privacy_loss"] == row["renyi_best_order"] <= row["epsilon"] for row in document["after"])
+    assert document["after"][0]["epsilon"] < document["after"][-1]["epsilon"] <= 8
+    site = document["site"]
+    assert site["epsilon_against_coordinator"] == site["epsilon"] > 8
+
+
+def test_people_see_the_condition_of_distributed_noise(capsys):
+    """Beside the unit, and what neighbours are beside epsilon."""
+    out, _ = output(capsys, "privacy", "plan", "heart", *words_of(*SHARED))
+    text = " ".join(out.split())
+    for words in (
+        "the coordinator too, while at most 1 of the clients in a sum help whoever looks",
+        "one client's update replaced by zero, survivors the same",
+        "skellam noise of 2 honest clients",
+        "divided by the number of survivors",
+        "counted by Renyi accounting in every column",
+    ):
+        assert words in text
+    assert "there is no protection" not in text
+
+
+def test_noise_made_for_few_of_many_is_warned_of(capsys):
+    """A sum of many has more noise than is counted."""
+    many = plan(capsys, *words_of(*SHARED, "data.partition=iid", "data.clients=40"))
+    assert any("raise secagg.honest" in warning for warning in many["warnings"])
+    fitting = plan(capsys, *words_of(*SHARED, "data.partition=iid", "data.clients=40", "secagg.honest=30"))
+    assert not any("secagg.honest" in warning for warning in fitting["warnings"])
+
+
 def test_people_see_tables(capsys):
     """And what the figures mean."""
     out, _ = output(capsys, "privacy", "plan", "heart", "--set", "privacy.target_epsilon=3", "--what-if")
