@@ -39,9 +39,10 @@ def read_tls(folder: Path) -> Tls:
     chain = None
     while (found := read(folder / CHAIN)) != chain:  # looked at again where a renewal came between
         chain = found
-        for name in (TLS_KEY, NEXT_TLS_KEY):
-            if (folder / name).exists() and fits(folder / name, chain):
-                return Tls(chain=chain, key=read(folder / name), root=root)
+        for name in (TLS_KEY, NEXT_TLS_KEY, TLS_KEY):  # twice: a renewal may just have put the next one in its place
+            key = _found(folder / name)
+            if key is not None and _belongs(key, folder / name, chain):
+                return Tls(chain=chain, key=key, root=root)
     if not (folder / TLS_KEY).exists():
         read(folder / TLS_KEY)
     raise KitError(
@@ -55,11 +56,26 @@ def fits(key_path: Path, chain: bytes) -> bool:
     Raises:
         KitError: One of them is damaged.
     """
-    with damage(key_path):
-        key = decode_tls_key(read(key_path))
-    with damage(key_path.parent / Path(CHAIN).name):
+    return _belongs(read(key_path), key_path, chain)
+
+
+def _belongs(text: bytes, path: Path, chain: bytes) -> bool:
+    """Whether a key, which was read from `path`, is that of a chain's first certificate."""
+    with damage(path):
+        key = decode_tls_key(text)
+    with damage(path.parent / Path(CHAIN).name):
         certificate = x509.load_pem_x509_certificate(chain)
         return certificate.public_key() == key.public_key()
+
+
+def _found(path: Path) -> bytes | None:
+    """What is in a file, or None where there is none (any more)."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return read(path)
 
 
 def verify_chain(chain: bytes, root: bytes) -> None:

@@ -6,6 +6,7 @@ import stat
 
 import pytest
 
+from common import kit_tls
 from common.cli import main
 from common.crypto import PartyKeys, peer_identity
 from common.errors import KitError
@@ -114,6 +115,26 @@ def test_a_renewal_can_be_interrupted_anywhere(kits):
     assert load_kit(folder, role="site").tls() == before
     (folder / TLS_KEY).replace(folder / NEXT_TLS_KEY)  # as after a kill: the chain is of the key that is still `next`
     assert load_kit(folder, role="site").tls().key == before.key
+
+
+def test_a_key_that_moves_while_it_is_looked_for_is_found(kits, monkeypatch):
+    """A renewal ends in another thread: the next key takes its place between two looks."""
+    folder = kits / "north"
+    before = load_kit(folder, role="site").tls()
+    begin_renewal(folder)
+    asked = (folder / NEXT_TLS_KEY).read_bytes()
+    (folder / TLS_KEY).replace(folder / NEXT_TLS_KEY)  # the chain is of the key that is still `next`
+    (folder / TLS_KEY).write_bytes(asked)
+    belongs = kit_tls._belongs
+
+    def moved(text, path, chain):
+        found = belongs(text, path, chain)
+        if (folder / NEXT_TLS_KEY).exists():
+            (folder / NEXT_TLS_KEY).replace(folder / TLS_KEY)
+        return found
+
+    monkeypatch.setattr(kit_tls, "_belongs", moved)
+    assert kit_tls.read_tls(folder) == before
 
 
 def test_keys_and_certificate_belong_together(kits):

@@ -179,7 +179,7 @@ class TestOneSet:
         assert refused(lambda: malice.unmask(0, 1, alive, copied)) == "signature"
         outside = few | {6: malice.forge(6, header, alive)}
         assert refused(lambda: malice.unmask(0, 1, alive, outside)) == "quorum"
-        other = few | {5: malice.state(5, 1, alive)} | {4: malice.forge(6, bytes(32), alive)}
+        other = few | {5: malice.forge(6, bytes(32), alive)}
         assert refused(lambda: malice.unmask(0, 1, alive, other)) == "signature"
         nothing_is_known(malice, 1, range(6))
 

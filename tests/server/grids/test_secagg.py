@@ -91,8 +91,8 @@ class TestSum:
         mean = sum(weight[name] * grid.updates[name] for name in survivors) / total
         moved = flat(outcome.arrays) - flat(start())  # type: ignore[arg-type]
         whole = np.asarray([values.dtype.kind == "f" for values in start().values() for _ in range(values.size)])
-        assert np.abs(moved - mean)[whole].max() <= bound(config, len(survivors), total, asked=6)
-        assert np.abs(moved - np.rint(mean))[~whole].max() <= 1
+        assert np.abs(moved[whole] - mean).max() <= bound(config, len(survivors), total, asked=6)
+        assert not moved[~whole].any(), "a counter stays as it was"
 
     @pytest.mark.parametrize("leg", ["train", "agree", "unmask"])
     @pytest.mark.parametrize("gone", [[], ["site-00"], ["site-04"], ["site-01", "site-02"]])
