@@ -96,15 +96,17 @@ class MemoryMembers:
         with self._lock:
             now = time.monotonic()
             _, member = self._members.pop(run_id, (now, None))
-            for old in [old for old, (used, _) in self._members.items() if now - used > STALE_SECONDS]:
-                del self._members[old]
             member = member or seat().new()
             self._members[run_id] = now, member
-            while len(self._members) > self._most:
-                oldest, (_, leaving) = next(iter(self._members.items()))
+            while self._is_one_too_many(now):
+                _, (_, leaving) = self._members.popitem(last=False)
                 leaving.leave()  # or a coordinator with a few more runs could draw an order as often as it liked
-                del self._members[oldest]
             yield member
+
+    def _is_one_too_many(self, now: float) -> bool:
+        """Whether the member that was used longest ago has to go."""
+        used, _ = next(iter(self._members.values()))
+        return len(self._members) > self._most or now - used > STALE_SECONDS
 
     def __repr__(self) -> str:
         return f"MemoryMembers({len(self._members)})"

@@ -82,7 +82,7 @@ class TestMemory:
         asked(members, seat, run_id=OTHER)
         assert asked(members, seat) != second
 
-    def test_counts_what_it_pushes_out(self, seat: Callable[[], Seat], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_counts_what_it_lets_go(self, seat: Callable[[], Seat], monkeypatch: pytest.MonkeyPatch) -> None:
         """Runs enough, and a coordinator could forget orders of sites that it does not like, uncounted."""
         left: list[Member] = []
         monkeypatch.setattr(Member, "leave", lambda member: left.append(member))  # noqa: PLW0108 - to be bound
@@ -93,6 +93,10 @@ class TestMemory:
             assert left == []
             asked(members, seat, run_id=bytes([place]) * 16)
         assert left == [first]
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + 86_401)
+        asked(members, seat)
+        assert len(left) == 3, "those of long ago as well"
 
     def test_shows_no_secret(self, seat: Callable[[], Seat]) -> None:
         """Nor does a seat."""
