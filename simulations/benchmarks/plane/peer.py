@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,12 +38,12 @@ def agent(kit: Kit) -> Agent:
     return Agent(kit, lambda message, context: guard_mod(message, context, opened))
 
 
-def main() -> None:
+def main(make: Callable[[Kit], Agent] = agent) -> None:
     """Serve until the parent closes stdin."""
     log_errors_only()
     address, *kits = sys.argv[1:]
     for folder in kits:
-        served = agent(replace(load_kit(Path(folder), role="site"), address=address))
+        served = make(replace(load_kit(Path(folder), role="site"), address=address))
         threading.Thread(target=served.run, daemon=True).start()
     print("ready", flush=True)
     sys.stdin.read()

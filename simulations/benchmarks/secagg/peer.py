@@ -5,11 +5,6 @@ Run as a process: `python -m simulations.benchmarks.secagg.peer ADDRESS KIT...` 
 
 from __future__ import annotations
 
-import sys
-import threading
-from dataclasses import replace
-from pathlib import Path
-
 from flwr.app import Context, Message
 
 from client.agent import Agent
@@ -19,10 +14,9 @@ from client.policy import Policy
 from client.policy_tables import Limits
 from client.resources import SiteResources
 from common.flower import SECAGG_TYPE
-from common.kit import Kit, load_kit
+from common.kit import Kit
 from common.site import load_site
-from simulations.benchmarks.plane.peer import echo
-from simulations.benchmarks.plane.processes import log_errors_only
+from simulations.benchmarks.plane.peer import echo, main
 
 
 def agent(kit: Kit) -> Agent:
@@ -42,16 +36,5 @@ def agent(kit: Kit) -> Agent:
     return Agent(kit, lambda message, context: guard_mod(message, context, opened))
 
 
-def main() -> None:
-    """Serve until the parent closes stdin."""
-    log_errors_only()
-    address, *kits = sys.argv[1:]
-    for folder in kits:
-        served = agent(replace(load_kit(Path(folder), role="site"), address=address))
-        threading.Thread(target=served.run, daemon=True).start()
-    print("ready", flush=True)
-    sys.stdin.read()
-
-
 if __name__ == "__main__":
-    main()
+    main(agent)
