@@ -8,7 +8,8 @@ same hooks (`configure_train`, `aggregate_train`) of an unmodified strategy and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -27,9 +28,10 @@ from server.asking.choice import asking_for
 from server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from server.cohort import CohortSampler, Sampler, min_separation, participations
 from server.evaluation import Evaluation, evaluate
+from server.grids.broadcast import Broadcast
 from server.job import Arrays, Job, Observer, Outcome, RoundRecord
 from server.roster import CohortView, discover, request_record
-from server.strategies import cast_like, make_strategy
+from server.strategies import cast_like, make_strategy, replies_needed
 from server.strategy_state import restore_strategy, strategy_state
 
 __all__ = ["Coordinator", "Job", "Observer", "Outcome", "RoundRecord"]
@@ -112,13 +114,10 @@ class Coordinator:
         cohort = self._asking.cohort(server_round, self._sampler.sample(server_round, list(roster)))
         self._job.observer.round_started(server_round, cohort)
         call = self._call(grid, roster, server_round, cohort)
-        names = call.names
         if (arrays := self._asking.prepare(call, self._arrays)) is not self._arrays:
             self._take(arrays)
-        start, view = to_record(self._arrays), CohortView(grid, list(names))
-        request = self._strategy.configure_train(server_round, start, call.record, view)
-        messages = sorted(request, key=lambda message: names[message.metadata.dst_node_id])
-        answers = self._asking.ask(call, messages, self._arrays)
+        start, names = to_record(self._arrays), call.names
+        answers = self._asking.ask(call, self._messages(call, start), self._arrays)
         clock.lap("train")
         survivors = call.survivors
         train_loss, refused = None, False
@@ -144,6 +143,8 @@ class Coordinator:
             clipping_norm=answers.clipping_norm,
             within=answers.within,
             aggregation=answers.aggregation,
+            staleness=answers.staleness,
+            clock=self._job.clock.lap() if self._job.clock else None,
             seconds={**clock.laps, "checkpoint": self._checkpoint_seconds},
         )
         # The record comes before the checkpoint: a resumed run drops records without one, and could not add a lost one.
@@ -152,6 +153,20 @@ class Coordinator:
         self._save(server_round)
         clock.lap("checkpoint")
         self._checkpoint_seconds = clock.laps["checkpoint"]
+
+    def _messages(self, call: Call, start: ArrayRecord) -> Sequence[Message]:
+        """What the strategy sends, in the cohort's order.
+
+        One that needs only the mean says the same to everybody: it is shown one node, and what it says goes to all.
+        """
+        nodes = list(call.names)
+        alike = replies_needed(self._job.config.strategy.name) == "mean"
+        view = CohortView(call.grid, nodes[:1] if alike else nodes)
+        request = self._strategy.configure_train(call.server_round, start, call.record, view)
+        if alike and nodes:
+            (first,) = request
+            return Broadcast(first, nodes)
+        return sorted(request, key=lambda message: call.names[message.metadata.dst_node_id])
 
     def _call(self, grid: Grid, roster: Mapping[str, int], server_round: int, cohort: list[str]) -> Call:
         """The round as it is put to its cohort."""
@@ -243,6 +258,7 @@ class Coordinator:
                     "since_best": self._since_best,
                     "best": _to_progress(self._best[0], self._best[1]) if self._best else None,
                     "last": _to_progress(server_round, self._last) if self._last else None,
+                    "clock": self._job.clock.state() if self._job.clock else None,
                 },
                 config_digest=self._job.config.digest(),
                 noise=self._asking.state(),
@@ -266,6 +282,8 @@ class Coordinator:
         self._asking.restore(checkpoint.noise, server_round=checkpoint.server_round)
         progress = checkpoint.progress
         self._any_update, self._since_best = progress["any_update"], progress["since_best"]
+        if self._job.clock and progress.get("clock"):
+            self._job.clock.restore(progress["clock"])
         if progress["last"]:
             self._last = _from_progress(progress["last"])
         if progress["best"]:
@@ -295,12 +313,7 @@ def _own(record: ArrayRecord) -> Arrays:
 
 
 def _to_progress(server_round: int, evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "server_round": server_round,
-        "accuracy": evaluation.accuracy,
-        "loss": evaluation.loss,
-        "count": evaluation.count,
-    }
+    return {"server_round": server_round, **asdict(evaluation)}
 
 
 def _from_progress(saved: Mapping[str, Any]) -> Evaluation:

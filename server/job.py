@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 from torch import nn
@@ -50,6 +50,31 @@ class Aggregation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClockRecord:
+    """A round on a simulation's clock, in virtual seconds."""
+
+    at_seconds: float
+    """When the round ended; the run began at 0."""
+    work_seconds: float
+    """How long devices were at work for it, all together."""
+    wasted_seconds: float
+    """The part of it that came to nothing: of devices that went away, or were too late."""
+
+
+class Clock(Protocol):
+    """Virtual time: what would pass where clients are only simulated."""
+
+    def lap(self) -> ClockRecord:
+        """What the round took that has just been answered."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep, as JSON values."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up a checkpoint's state."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RoundRecord:
     """What happened in one round; `None` where nothing was measured."""
 
@@ -70,6 +95,10 @@ class RoundRecord:
     """Noised share of updates within the norm, where it adapts; released, and can lie outside of 0 to 1."""
     aggregation: Aggregation | None = None
     """What was added up, under secure aggregation."""
+    staleness: dict[str, int] | None = None
+    """How many steps ago each survivor's update began, where aggregation is asynchronous."""
+    clock: ClockRecord | None = None
+    """What the round took in virtual time, where there is such."""
 
 
 class Observer:
@@ -105,6 +134,7 @@ class Job:
         run_id: Names the run to sites that ask for its authorization; 32 hexadecimal digits, or empty in a simulation.
         authorization: What an operator signed for this run; sites that have a policy read it.
         sites: Pinned records of the sites by name; needed under secure aggregation.
+        clock: Virtual time, where clients are simulated and have devices.
     """
 
     config: RunConfig
@@ -119,6 +149,7 @@ class Job:
     run_id: str = ""
     authorization: str = ""
     sites: Mapping[str, PartyRecord] = field(default_factory=dict)
+    clock: Clock | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

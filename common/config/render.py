@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
 import tomli_w
@@ -67,17 +67,24 @@ def documented_toml(config: RunConfig) -> str:
 def settings_markdown() -> str:
     """`docs/configuration.md`: every setting, its default, its limits and its meaning."""
     schema = RunConfig.model_json_schema()
-    tables = {
-        name: schema["$defs"][p["$ref"].split("/")[-1]] for name, p in schema["properties"].items() if "$ref" in p
-    }
     lines = [_INTRODUCTION]
-    for name, table in ({"": schema} | tables).items():
+    for name, table in _tables("", schema, schema["$defs"]):
         about = table["description"].split("\n")[0]
         lines += [f"\n## `[{name}]`" if name else "\n## Top level", "", about, "", *_TABLE_HEAD]
         lines += [_row(leaf, setting) for leaf, setting in table["properties"].items() if "$ref" not in setting]
     lines += ["\n## Settings that contradict each other", "", "A run is refused, in these words:", ""]
     lines += [f"- `{key}` {problem}" for _, key, problem, _ in RunConfig().rules()]
     return "\n".join(lines) + "\n"
+
+
+def _tables(
+    name: str, table: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A table of settings and those below it, by dotted name."""
+    yield name, table
+    for leaf, setting in table["properties"].items():
+        if "$ref" in setting:
+            yield from _tables(f"{name}.{leaf}" if name else leaf, known[setting["$ref"].split("/")[-1]], known)
 
 
 def describe(field: Any) -> str:

@@ -17,7 +17,14 @@ Rule = tuple[bool, str, str, str]
 
 def all_rules(config: RunConfig) -> tuple[Rule, ...]:
     """Every rule, broken or not."""
-    return (*_data(config), *_training(config), *_sums(config), *_privacy(config))
+    return (
+        *_data(config),
+        *_training(config),
+        *_asynchronous(config),
+        *_devices(config),
+        *_sums(config),
+        *_privacy(config),
+    )
 
 
 def _data(config: RunConfig) -> Iterator[Rule]:
@@ -41,6 +48,65 @@ def _training(config: RunConfig) -> Iterator[Rule]:
     yield (
         c.over_sampling > 0 and not c.size,
         "cohort.over_sampling", "needs cohort.size: who asks all has nobody left to ask", "set cohort.size",
+    )  # fmt: skip
+
+
+def _asynchronous(config: RunConfig) -> Iterator[Rule]:
+    """Asynchronous aggregation: what needs whole cohorts."""
+    size, c = config.asynchronous.buffer_size, config.cohort
+    on = size > 0
+    yield (
+        on and 0 < c.size < size,
+        "asynchronous.buffer_size", "is more than cohort.size, the clients that are at work at a time", "lower it",
+    )  # fmt: skip
+    yield (
+        on and config.strategy.name in _NEEDS_EACH_REPLY,
+        "strategy.name", f"{config.strategy.name} compares updates to one model, asynchronous.buffer_size mixes more",
+        "use fedavg, fedprox, fedavgm, fedadam, fedyogi or fedadagrad",
+    )  # fmt: skip
+    yield (
+        on and (config.privacy.secure_aggregation or config.privacy.unit == "client"),
+        "asynchronous.buffer_size", "is not for whole cohorts, as privacy.secure_aggregation and unit = 'client' are",
+        "set it to 0, or use privacy.unit = 'example'",
+    )  # fmt: skip
+    yield (
+        on and c.sampling != "uniform",
+        "cohort.sampling", "must be uniform with asynchronous.buffer_size: who is idle cannot be planned", "set it",
+    )  # fmt: skip
+    yield (
+        on and c.over_sampling > 0,
+        "cohort.over_sampling", "is for whole cohorts: asynchronous.buffer_size waits for nobody", "set it to 0",
+    )  # fmt: skip
+    yield (
+        on and config.transport.compression == "top-k",
+        "transport.compression", "top-k adds what another model's update left out with asynchronous.buffer_size",
+        "use none, bf16 or int8",
+    )  # fmt: skip
+
+
+def _devices(config: RunConfig) -> Iterator[Rule]:
+    """Virtual time: what would have no effect, or would tell something."""
+    d, c = config.simulation.devices, config.cohort
+    virtual = config.simulation.virtual
+    needs = d.download_mbit or d.upload_mbit or d.availability < 1 or d.dropout or d.stragglers or d.partial_work
+    yield (
+        not virtual and bool(needs),
+        "simulation.devices.examples_per_second", "is 0: there is no virtual time for the other settings of devices",
+        "for example --set simulation.devices.examples_per_second=100",
+    )  # fmt: skip
+    yield (
+        d.partial_work and not c.deadline_seconds,
+        "simulation.devices.partial_work", "needs cohort.deadline_seconds", "set it, in virtual seconds",
+    )  # fmt: skip
+    yield (
+        d.partial_work and config.private,
+        "simulation.devices.partial_work", "changes how many steps a client takes, which is fixed with privacy",
+        "set it to false",
+    )  # fmt: skip
+    yield (
+        virtual and c.sampling != "uniform" and (d.availability < 1 or bool(d.trace)),
+        "cohort.sampling", "must be uniform where devices are away at times: who can be asked cannot be planned",
+        "set it",
     )  # fmt: skip
 
 

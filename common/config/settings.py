@@ -10,24 +10,12 @@ import json
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from common.config.base import Name as Name  # noqa: PLC0414 - passed on
+from common.config.base import NonNegativeFloat, OptionValue, Positive, PositiveFloat, Seed, Settings
 from common.config.rules import Rule, all_rules
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-"""A registered name: letters, digits, '-' and '_'. Cannot express a path or an import."""
-
-Positive = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-OptionValue = bool | int | Annotated[float, Field(allow_inf_nan=False)] | Name
-
-
-class Settings(BaseModel):
-    """Base of all tables: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+from common.config.simulated import SimulationSettings
 
 
 class ModelSettings(Settings):
@@ -41,10 +29,12 @@ class DataSettings(Settings):
     """Which data is trained on, and how a simulation divides it among clients."""
 
     name: Name = Field("fashion-mnist-10k", description="Registered name of the data set (`coterie data list`).")
-    partition: Literal["natural", "iid", "dirichlet", "shards", "size"] = Field(
+    partition: Literal["natural", "iid", "dirichlet", "shards", "size", "bootstrap"] = Field(
         "iid",
         description="How a simulation divides the data: by the data's own groups (natural), evenly at random (iid), "
-        "with class shares drawn from Dirichlet(alpha), in shards of sorted classes, or in unequal sizes (size).",
+        "with class shares drawn from Dirichlet(alpha), in shards of sorted classes, or in unequal sizes (size). "
+        "bootstrap divides nothing: each client draws its own examples with replacement from one group of the data "
+        "(or by class shares from Dirichlet(alpha), where it has no groups), so that there can be millions of clients.",
     )
     clients: int = Field(
         10,
@@ -57,7 +47,12 @@ class DataSettings(Settings):
     alpha: PositiveFloat = Field(0.5, description="Concentration of the Dirichlet partition; smaller is more skewed.")
     shards_per_client: Positive = Field(2, description="Shards of sorted classes given to each client.")
     size_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
-        10.0, description="Largest over smallest client in the size partition; sizes grow geometrically between."
+        10.0,
+        description="Largest over smallest client in the partitions size and bootstrap; sizes are spread evenly on a "
+        "logarithmic scale between.",
+    )
+    client_examples: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        20, description="bootstrap: training examples of a client, on average.", json_schema_extra={"unit": "examples"}
     )
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="Share of examples held out, where the data set has no held-out part of its own."
@@ -149,7 +144,8 @@ class CohortSettings(Settings):
     )
     deadline_seconds: NonNegativeFloat = Field(
         0.0,
-        description="A client that has not answered by then failed; 0 waits for ever.",
+        description="A client that has not answered by then failed; 0 waits for ever. Where a simulation has virtual "
+        "time, the seconds are virtual ones.",
         json_schema_extra={"unit": "seconds"},
     )
     over_sampling: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -172,6 +168,29 @@ class CohortSettings(Settings):
         return (
             clients / (clients // self.size) if self.sampling == "cyclic" and clients >= self.size else float(self.size)
         )
+
+
+class AsynchronousSettings(Settings):
+    """Asynchronous aggregation (FedBuff): the server steps whenever enough updates are there, whoever is still at work.
+
+    `cohort.size` then is how many clients are at work at a time.
+    """
+
+    buffer_size: int = Field(
+        0,
+        ge=0,
+        description="Updates that make one step of the server, which counts as a round; 0 waits for whole cohorts.",
+    )
+    staleness_exponent: NonNegativeFloat = Field(
+        0.5,
+        description="An update that began s steps ago counts (1 + s) to the power of minus this.",
+    )
+    max_staleness: int = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="Updates that began longer ago than so many steps are dropped; a model is kept for each step.",
+    )
 
 
 class TransportSettings(Settings):
@@ -299,15 +318,7 @@ class SeedSettings(Settings):
     model: Seed = Field(0, description="Seed of the starting model.")
     cohort: Seed = Field(0, description="Seed of the cohorts.")
     training: Seed = Field(0, description="Seed of example order and dropout.")
-
-
-class SimulationSettings(Settings):
-    """What exists only in simulations; sites ignore it."""
-
-    byzantine_clients: int = Field(0, ge=0, description="Clients (the first ones) that send a scaled update.")
-    byzantine_scale: Annotated[float, Field(allow_inf_nan=False)] = Field(
-        -10.0, description="What byzantine clients multiply their update by."
-    )
+    devices: Seed = Field(0, description="Seed of simulated devices: their speeds, when they are there, who drops out.")
 
 
 class ComparisonSettings(Settings):
@@ -326,6 +337,7 @@ class RunConfig(Settings):
     training: TrainingSettings = TrainingSettings()
     strategy: StrategySettings = StrategySettings()
     cohort: CohortSettings = CohortSettings()
+    asynchronous: AsynchronousSettings = AsynchronousSettings()
     transport: TransportSettings = TransportSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     privacy: PrivacySettings = PrivacySettings()

@@ -29,6 +29,7 @@ class Call:
         record: What every request of the round says of its run.
         timeout: Seconds for every answer, or None.
         observer: Told of every client's fate.
+        names: The cohort's names by node id, in the cohort's order; of those that are there.
         fates: Why a client's update does not count, or None where it does; filled while answers come.
     """
 
@@ -39,7 +40,12 @@ class Call:
     record: ConfigRecord
     timeout: float | None
     observer: Observer
+    names: dict[int, str] = field(init=False)
     fates: dict[str, FailureCode | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = {self.nodes[name]: name for name in self.cohort if name in self.nodes}
+        object.__setattr__(self, "names", names)
 
     def tell(self, name: str, fate: FailureCode | None) -> None:
         """Note what became of a client's update."""
@@ -49,11 +55,6 @@ class Call:
     def tell_of(self, message: Message, fate: FailureCode | None) -> None:
         """The same, of the client that a message went to."""
         self.tell(self.names[message.metadata.dst_node_id], fate)
-
-    @property
-    def names(self) -> dict[int, str]:
-        """The cohort's names by node id, in the cohort's order."""
-        return {self.nodes[name]: name for name in self.cohort if name in self.nodes}
 
     @property
     def survivors(self) -> list[str]:
@@ -71,6 +72,7 @@ class Answers:
         clipping_norm: What updates were clipped to, where that is released.
         within: Noised share of updates within it, where that is.
         aggregation: What secure aggregation added up.
+        staleness: How many steps ago each update began, where they began at different ones.
     """
 
     replies: list[Message]
@@ -78,6 +80,7 @@ class Answers:
     clipping_norm: float | None = None
     within: float | None = None
     aggregation: Aggregation | None = None
+    staleness: dict[str, int] | None = None
 
 
 class Asking(Protocol):
@@ -95,7 +98,7 @@ class Asking(Protocol):
     def prepare(self, call: Call, model: Arrays) -> Arrays:
         """The model that the round begins with: that which is there, but where clients could not train from it."""
 
-    def ask(self, call: Call, messages: list[Message], model: Arrays) -> Answers:
+    def ask(self, call: Call, messages: Sequence[Message], model: Arrays) -> Answers:
         """Put the strategy's messages to the cohort; every client's fate is told once."""
 
     def state(self) -> dict[str, NDArray[Any]]:

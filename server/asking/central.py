@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class CentralAsking(Stateless):
         self._stored = self._releases.stored(server_round)
         return drawn if self._stored is None else self._stored.cohort
 
-    def ask(self, call: Call, messages: list[Message], model: Arrays) -> Answers:
+    def ask(self, call: Call, messages: Sequence[Message], model: Arrays) -> Answers:
         """Ask the cohort and release the noised mean of its clipped updates, or take what was released.
 
         Raises:
@@ -77,7 +77,7 @@ class CentralAsking(Stateless):
             within=release.within,
         )
 
-    def _released(self, call: Call, messages: list[Message], model: Arrays) -> tuple[Release, list[Message]]:
+    def _released(self, call: Call, messages: Sequence[Message], model: Arrays) -> tuple[Release, list[Message]]:
         """The round's release, and the answers that are made of it."""
         released: list[Release] = []
 

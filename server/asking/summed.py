@@ -86,7 +86,7 @@ class SummedAsking(Stateless):
             self._base, self._moves = model_digest(model), self._moves + 1
         return model
 
-    def ask(self, call: Call, messages: list[Message], model: Arrays) -> Answers:
+    def ask(self, call: Call, messages: Sequence[Message], model: Arrays) -> Answers:
         """Ask the cohort, or take what was opened.
 
         Raises:

@@ -91,8 +91,13 @@ class TestEveryStrategy:
 
 
 class TestCohort:
-    def test_strategy_sees_exactly_the_cohort(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A strategy asks its grid who is there and learns of the round's cohort only, by ids and by nodes."""
+    @pytest.mark.parametrize("strategy", ["fedmedian", "fedavg"])
+    def test_strategy_sees_nobody_beyond_the_cohort(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+    ) -> None:
+        """A strategy that compares replies is shown the round's cohort, by ids and by nodes; one that needs only the
+        mean is shown one of it, and what it says goes to all.
+        """
         seen: list[tuple[list[int], list[str]]] = []
         original = FedAvg.configure_train
 
@@ -101,13 +106,14 @@ class TestCohort:
             return original(self, server_round, arrays, config, grid)
 
         monkeypatch.setattr(FedAvg, "configure_train", spy)
-        possible = prepared(tmp_path, rounds=5, data={"clients": 7}, cohort={"size": 3})
+        possible = prepared(tmp_path, rounds=5, data={"clients": 7}, cohort={"size": 3}, strategy={"name": strategy})
         grid, log = real_grid(possible), Log()
         names = {node.node_id: node.name for node in grid.get_nodes()}
         coordinate(possible, grid, observer=log)
-        assert [sorted(names[node] for node in ids) for ids, _ in seen] == [record.cohort for record in log.records]
-        assert [sorted(nodes) for _, nodes in seen] == [record.cohort for record in log.records]
-        assert all(len(record.cohort) == 3 for record in log.records)
+        shown = [record.cohort[: 1 if strategy == "fedavg" else 3] for record in log.records]
+        assert [sorted(names[node] for node in ids) for ids, _ in seen] == shown
+        assert [sorted(nodes) for _, nodes in seen] == shown
+        assert all(record.survivors == record.cohort and len(record.cohort) == 3 for record in log.records)
 
     def test_exactly_the_cohort_is_asked(self, tmp_path: Path) -> None:
         """Each member of a cohort gets one message a round; nobody else hears of the round."""

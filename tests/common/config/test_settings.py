@@ -47,6 +47,15 @@ IMPOSSIBLE = [
     ("cohort.size", "-1"),
     ("cohort.deadline_seconds", "inf"),
     ("cohort.over_sampling", "-0.1"),
+    ("asynchronous.buffer_size", "-1"),
+    ("asynchronous.staleness_exponent", "-0.5"),
+    ("asynchronous.max_staleness", "1001"),
+    ("simulation.devices.examples_per_second", "-1"),
+    ("simulation.devices.examples_per_second", "inf"),
+    ("simulation.devices.availability", "0"),
+    ("simulation.devices.dropout", "1"),
+    ("simulation.devices.straggler_slowdown", "0.5"),
+    ("simulation.devices.trace", "devices.jsonl"),
     ("cohort.over_sampling", "1.1"),
     ("cohort.over_sampling", "nan"),
     ("privacy.unit", "row"),
@@ -94,6 +103,9 @@ IMPOSSIBLE = [
 
 BY_CLIENT = ("privacy.unit=client", "privacy.target_epsilon=1")
 SUMS = "privacy.secure_aggregation=true"
+BUFFER = "asynchronous.buffer_size=3"
+DEVICES = "simulation.devices"
+VIRTUAL = f"{DEVICES}.examples_per_second=10"
 
 CONTRADICTIONS = [
     ("data.clients", ["data.clients=0"]),
@@ -106,6 +118,19 @@ CONTRADICTIONS = [
     ("evaluation.patience", ["evaluation.every=0", "evaluation.patience=2"]),
     ("cohort.min_survivors", ["cohort.size=2", "cohort.min_survivors=3"]),
     ("cohort.over_sampling", ["cohort.over_sampling=0.5"]),
+    ("asynchronous.buffer_size", [BUFFER, "cohort.size=2"]),
+    ("strategy.name", [BUFFER, "strategy.name=krum"]),
+    ("asynchronous.buffer_size", [BUFFER, *BY_CLIENT]),
+    ("cohort.sampling", [BUFFER, "cohort.sampling=balanced"]),
+    ("cohort.over_sampling", [BUFFER, "cohort.size=5", "cohort.over_sampling=0.5"]),
+    ("transport.compression", [BUFFER, "transport.compression=top-k"]),
+    ("simulation.devices.examples_per_second", [f"{DEVICES}.dropout=0.1"]),
+    ("simulation.devices.partial_work", [VIRTUAL, f"{DEVICES}.partial_work=true"]),
+    (
+        "simulation.devices.partial_work",
+        [VIRTUAL, f"{DEVICES}.partial_work=true", "cohort.deadline_seconds=9", *PRIVATE],
+    ),
+    ("cohort.sampling", [VIRTUAL, f"{DEVICES}.availability=0.5", "cohort.sampling=balanced"]),
     ("strategy.name", [SUMS, "strategy.name=qfedavg", "secagg.group_size=4"]),
     ("strategy.name", [SUMS, "strategy.name=krum"]),
     ("secagg.group_size", [SUMS, "secagg.group_size=2"]),
@@ -297,16 +322,20 @@ class TestDigest:
         config, digests = RunConfig(), {RunConfig().digest()}
         keys = [key for key, _ in setting_fields()]
         for key, field in setting_fields():
-            table, _, leaf = key.rpartition(".")
-            owner = getattr(config, table) if table else config
-            changed = owner.model_copy(update={leaf: _another(getattr(owner, leaf), field.annotation)})
-            digests.add((config.model_copy(update={table: changed}) if table else changed).digest())
+            digests.add(_changed(config, key.split("."), field.annotation).digest())
         assert len(digests) == len(keys) + 1
 
     def test_model_options_change_the_digest(self, config):
         """True, 1 and 1.0 are different options."""
         values = ("true", "1", "1.0", "a", "2")
         assert len({config(f"model.options.x={value}").digest() for value in values}) == len(values)
+
+
+def _changed(table, path, annotation):
+    """A table with another value at a dotted key."""
+    first, *rest = path
+    value = getattr(table, first)
+    return table.model_copy(update={first: _changed(value, rest, annotation) if rest else _another(value, annotation)})
 
 
 def _another(value, annotation):
