@@ -160,8 +160,21 @@ class ClientData:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Federation:
-    """A data set divided among clients, as a simulation sees it. `test` is held out from everybody's training."""
+    """A data set divided among clients, as a simulation sees it.
+
+    Attributes:
+        schema: Public facts of the data.
+        clients: Who holds what. A client may be made whenever somebody asks for it, so ask once and keep it; and ask
+            `names`, not every client, for who there is.
+        test: What is held out from everybody's training.
+    """
 
     schema: DataSchema
-    clients: tuple[ClientData, ...]
+    clients: Sequence[ClientData]
     test: Examples
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The clients' names, in their order; made one by one where clients are."""
+        names: Sequence[str] | None = getattr(self.clients, "names", None)
+        return tuple(client.name for client in self.clients) if names is None else names

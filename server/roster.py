@@ -5,7 +5,7 @@ every client is told of the run.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import structlog
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -28,8 +28,10 @@ from common.flower import (
     config_of,
     failure_of,
 )
+from common.names import SortedNames, sorted_names
 from common.schema import DataSchema, read_schema
 from server.grids import WrappingGrid
+from server.grids.nodes import NodeList
 
 log = structlog.get_logger()
 _NAME = TypeAdapter(Name)
@@ -47,8 +49,41 @@ class CohortView(WrappingGrid):
         return self._node_ids
 
     def get_nodes(self) -> list[NodeInfo]:
-        """The cohort's nodes."""
-        return [node for node in self._inner.get_nodes() if node.node_id in self._node_ids]
+        """The cohort's nodes, in the order of the grid."""
+        nodes, cohort = self._inner.get_nodes(), set(self._node_ids)
+        if isinstance(nodes, NodeList):
+            return [node for node_id in sorted(cohort) if (node := nodes.of(node_id)) is not None]
+        return [node for node in nodes if node.node_id in cohort]
+
+
+class Roster(Mapping[str, int]):
+    """Every client's name and node id.
+
+    Args:
+        names: The names, sorted.
+        node_ids: One a name, in the same order.
+
+    Guarantee: it looks at no more names than it is asked for.
+    """
+
+    def __init__(self, names: SortedNames, node_ids: Sequence[int]) -> None:
+        self.names = names
+        self._node_ids = node_ids
+
+    def __getitem__(self, name: str) -> int:
+        """A client's node id."""
+        place = self.names.place(name)
+        if place is None:
+            raise KeyError(name)
+        return self._node_ids[place]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, ascending."""
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        """Number of clients."""
+        return len(self.names)
 
 
 def request_record(
@@ -63,23 +98,28 @@ def request_record(
     return record
 
 
-def discover(grid: Grid, config: RunConfig, *, run_id: str = "", authorization: str = "") -> dict[str, int]:
+def discover(grid: Grid, config: RunConfig, *, run_id: str = "", authorization: str = "") -> Roster:
     """Every client's name and node id, sorted by name: node ids are random and decide nothing.
+
+    Clients of a grid that lists them by name in order are not looked at one by one.
 
     Raises:
         RunError: No client is there, or two have the same name.
     """
-    nodes = [(node.name, node.node_id) for node in grid.get_nodes()]
+    found = grid.get_nodes()
+    if isinstance(found, NodeList) and isinstance(found.names, SortedNames) and len(found):
+        return Roster(found.names, found.ids)
+    nodes = [(node.name, node.node_id) for node in found]
     if not all(name for name, _ in nodes):
         asked = [node_id for _, node_id in nodes]
         replies = _ask(grid, config, asked, run_id=run_id, authorization=authorization)
         told = [(_told_name(replies[node]), node) for node in asked if node in replies]
         nodes = [(name, node) for name, node in told if name is not None]
-    roster = dict(sorted(nodes))
-    if not roster or len(roster) != len(nodes):
-        problem = "two clients have the same name" if roster else "no client is there"
+    known = dict(sorted(nodes))
+    if not known or len(known) != len(nodes):
+        problem = "two clients have the same name" if known else "no client is there"
         raise RunError(f"the run cannot start: {problem}", hint="check the clients' names and logs")
-    return roster
+    return Roster(sorted_names(known), tuple(known.values()))
 
 
 def ask_schema(grid: Grid, config: RunConfig, *, run_id: str = "", authorization: str = "") -> DataSchema:

@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from client.app import make_client_app
 from client.mods import guard_mod
 from common.flower import client_context, stamp
+from common.transport.records import decode_records, encode_records
 from server.grids.base import FIRST_NODE, TransportGrid
 from simulations.byzantine import byzantine_mod
 from simulations.interrupt import check_interrupt
 from simulations.sealing import SimulatedKeys
 from simulations.sites import SimulatedSites
+from simulations.states import ClientStates
 
 AppFactory = Callable[[], ClientApp]
 
@@ -45,24 +47,36 @@ def app_factory(sites: SimulatedSites, keys: SimulatedKeys | None = None) -> App
 
 
 class InProcess:
-    """Calls the ClientApp here, one client after the other. Cannot end a client that hangs."""
+    """Calls the ClientApp here, one client after the other. Cannot end a client that hangs.
 
-    def __init__(self, factory: AppFactory) -> None:
+    Args:
+        factory: Makes the ClientApp.
+        states: Where clients' states are kept from round to round; None keeps them until `close`.
+    """
+
+    def __init__(self, factory: AppFactory, states: ClientStates | None = None) -> None:
         self._app = factory()
-        self._states: dict[int, RecordDict] = {}
+        self._states = ClientStates() if states is None else states
+        self._own = states is None
 
     def answer(self, messages: Sequence[Message], *, timeout: float | None) -> Iterator[Message]:  # noqa: ARG002
         """Replies in the order of the messages."""
         for message in messages:
             check_interrupt()
             node = message.metadata.dst_node_id
-            context = client_context(node_id=node, partition=node - FIRST_NODE, state=self._states.get(node))
-            yield guard_mod(message, context, self._app)
+            partition = node - FIRST_NODE
+            kept = self._states.read(partition)
+            state = None if kept is None else decode_records(kept)
+            context = client_context(node_id=node, partition=partition, state=state)
+            reply = guard_mod(message, context, self._app)
             if context.state:
-                self._states[node] = context.state
+                self._states.write(partition, b"".join(encode_records(context.state)))
+            yield reply
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Let go of states that nobody else keeps."""
+        if self._own:
+            self._states.close()
 
 
 class InlineGrid(TransportGrid):

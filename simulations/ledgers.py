@@ -7,19 +7,19 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import BudgetExhaustedError
-from common.privacy.accounting.accountant import spent
+from common.errors import CoterieError, LedgerError, PrivacyError
 from common.privacy.accounting.budget import Budget
 from common.privacy.events import PrivacyEvent
-from common.privacy.ledger.chain import Record, line_after
-from common.privacy.ledger.simulated import SCHEMA, Replay, check_store, store_errors
+from common.privacy.ledger.chain import Record
+from common.privacy.ledger.simulated import SCHEMA, Replay, check_store, store_errors, where
 from common.privacy.ledger.standing import Protected, event_record, opening
+from simulations.courses import Course, Courses
 
 _COORDINATOR = "@coordinator"
 """No client has that name."""
@@ -59,23 +59,41 @@ class SimulatedLedgers:
         return self.path.exists()
 
     def spent(self, clients: Iterable[str], *, budget: Budget | None = None) -> dict[str, float]:
-        """Epsilon spent of each client's examples. Only what was added since the last call is read.
+        """Epsilon spent of each client's examples. Only ledgers of these clients are read.
 
         Args:
             clients: Their names.
             budget: Where given, what was spent of each client's whole data instead, at this budget's delta and order.
 
         Raises:
-            LedgerError: The file cannot be read or is damaged.
+            LedgerError: The file cannot be read, or one of the ledgers is damaged.
         """
-        names = list(clients)
-        with self._reading() as connection:
-            if connection is not None:
-                self._catch_up(connection)
-            standings = {name: self._replay(self.of(name)).standing for name in names}
-            if budget is None:
-                return {name: standing.spent for name, standing in standings.items()}
-            return {name: spent(at.events, budget=budget, unit="client") for name, at in standings.items()}
+        return {name: course.history.spent(budget) for name, course in self._read(clients).items()}
+
+    def taken(self, clients: Iterable[str]) -> dict[str, int]:
+        """How many events each client's ledger has.
+
+        Raises:
+            LedgerError: As `spent`.
+        """
+        return {name: len(course.history.standing.events) for name, course in self._read(clients).items()}
+
+    def reserve_many(
+        self, clients: Iterable[str], event: PrivacyEvent, *, planned: int
+    ) -> dict[str, CoterieError | None]:
+        """Reserve the same event in the ledger of each client, in one transaction; see `Ledger.reserve`.
+
+        Returns:
+            By name, None where the event was written, or why this client's ledger does not take it: its budget is
+            exhausted, or it is damaged. The others go on.
+
+        Guarantee: When this returns, all events that were written survive a crash.
+
+        Raises:
+            LedgerError: The file cannot be read or written; nothing was.
+        """
+        answers = self._reserve([self.of(name) for name in dict.fromkeys(clients)], event, planned)
+        return {name: answer if isinstance(answer, CoterieError) else None for name, answer in answers.items()}
 
     def close(self) -> None:
         """Close this process's connection; the next use opens it anew."""
@@ -101,8 +119,7 @@ class SimulatedLedgers:
         self._process = os.getpid()
         self._mutex = threading.RLock()
         self._connection: sqlite3.Connection | None = None
-        self._replays: dict[str, Replay] = {}
-        self._seen = 0
+        self._courses = Courses(self.path)
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection | None]:
@@ -124,10 +141,7 @@ class SimulatedLedgers:
             try:
                 yield connection
                 connection.execute("COMMIT")
-            except BaseException as e:
-                if not isinstance(e, BudgetExhaustedError):  # what is kept in memory may be ahead of the file
-                    self._replays.clear()
-                    self._seen = 0
+            except BaseException:
                 with suppress(sqlite3.Error):  # some errors have rolled it back
                     connection.execute("ROLLBACK")
                 raise
@@ -155,66 +169,73 @@ class SimulatedLedgers:
             raise
         return connection
 
-    def _replay(self, ledger: SimulatedLedger) -> Replay:
-        if ledger.name not in self._replays:
-            self._replays[ledger.name] = Replay.new(ledger.opening_budget, ledger.unit)
-        return self._replays[ledger.name]
-
-    def _catch_up(self, connection: sqlite3.Connection) -> None:
-        """Read what was added to any ledger."""
-        rows = connection.execute(
-            "SELECT id, ledger, number, line FROM records WHERE id > ? ORDER BY id", (self._seen,)
-        )
-        for row, name, number, line in rows:
-            replay = self._replays.setdefault(name, Replay.new(self.budget, "example"))
-            if number >= len(replay.chain.records):
-                replay.read(line, where=self._where(name))
-            self._seen = row
-        heads = {name: (count, head) for name, count, head in connection.execute("SELECT * FROM heads")}
-        for name in {*heads, *(name for name, replay in self._replays.items() if replay.chain.records)}:
-            replay = self._replays.setdefault(name, Replay.new(self.budget, "example"))
-            replay.check_head(*heads.get(name, (0, "")), where=self._where(name))
+    def _read(self, clients: Iterable[str]) -> dict[str, Course]:
+        """Where these clients' ledgers stand; raises LedgerError where one of them is damaged."""
+        ledgers = [self.of(name) for name in clients]
+        with self._reading() as connection:
+            if connection is None:
+                return {ledger.name: self._courses.begun(ledger) for ledger in ledgers}
+            found = self._courses.current(connection, ledgers)
+        for course in found.values():
+            if isinstance(course, LedgerError):
+                raise course
+        courses = {name: course for name, course in found.items() if isinstance(course, Course)}
+        self._courses.remember(courses)
+        return courses
 
     def read(self, ledger: SimulatedLedger) -> Replay:
-        """What one ledger holds; to be read at once."""
+        """All that one ledger holds."""
+        replay, place = Replay.new(ledger.opening_budget, ledger.unit), where(self.path, ledger.name)
         with self._reading() as connection:
-            return self._replay(ledger) if connection is None else self._current(connection, ledger)
-
-    def _current(self, connection: sqlite3.Connection, ledger: SimulatedLedger) -> Replay:
-        """Read what was added to one ledger."""
-        replay, where = self._replay(ledger), self._where(ledger.name)
-        rows = connection.execute(
-            "SELECT line FROM records WHERE ledger = ? AND number >= ? ORDER BY number",
-            (ledger.name, len(replay.chain.records)),
-        )
-        replay.read(b"".join(line for (line,) in rows), where=where)
-        head = connection.execute("SELECT count, head FROM heads WHERE ledger = ?", (ledger.name,)).fetchone()
-        if head is not None or replay.chain.records:
-            replay.check_head(*(head or (0, "")), where=where)
+            if connection is not None:
+                rows = connection.execute("SELECT line FROM records WHERE ledger = ? ORDER BY number", (ledger.name,))
+                replay.read(b"".join(line for (line,) in rows), where=place)
+                head = connection.execute("SELECT count, head FROM heads WHERE ledger = ?", (ledger.name,)).fetchone()
+                if head is not None or replay.chain.records:
+                    replay.check_head(*(head or (0, "")), where=place)
         return replay
 
     def reserve(self, ledger: SimulatedLedger, event: PrivacyEvent, planned: int) -> float:
         """See `Ledger.reserve`."""
+        answer = self._reserve([ledger], event, planned)[ledger.name]
+        if isinstance(answer, CoterieError):
+            raise answer
+        return answer
+
+    def _reserve(
+        self, ledgers: Sequence[SimulatedLedger], event: PrivacyEvent, planned: int
+    ) -> dict[str, float | CoterieError]:
+        """Epsilon spent including the event, by name, or why a ledger does not take it."""
         event.check()
+        entry = event_record(event)
+        answers: dict[str, float | CoterieError] = {}
+        written: dict[str, Course] = {}
         with self._transaction("BEGIN IMMEDIATE") as connection:
-            replay = self._current(connection, ledger)
-            spent = replay.standing.admit(event, planned=planned, allow_non_private=self.allow_non_private)
-            if not replay.chain.records:
-                self._add(connection, ledger, replay, ledger.opening())
-            self._add(connection, ledger, replay, event_record(event))
-            connection.execute(
-                "INSERT OR REPLACE INTO heads VALUES (?, ?, ?)",
-                (ledger.name, len(replay.chain.records), replay.chain.head),
-            )
-            return spent
-
-    def _add(self, connection: sqlite3.Connection, ledger: SimulatedLedger, replay: Replay, record: Record) -> None:
-        line, number = line_after(replay.chain, record), len(replay.chain.records)
-        replay.read(line, where=self._where(ledger.name))
-        connection.execute("INSERT INTO records (ledger, number, line) VALUES (?, ?, ?)", (ledger.name, number, line))
-
-    def _where(self, name: str) -> str:
-        return f"{self.path}, ledger {name}"
+            lines: list[tuple[str, int, bytes]] = []
+            found = self._courses.current(connection, ledgers)
+            for ledger in ledgers:
+                name, course = ledger.name, found[ledger.name]
+                if isinstance(course, LedgerError):
+                    answers[name] = course
+                    continue
+                try:
+                    answers[name] = course.history.admit(
+                        event, planned=planned, allow_non_private=self.allow_non_private
+                    )
+                except PrivacyError as e:
+                    answers[name] = e
+                    continue
+                for record in (entry,) if course.mark[0] else (ledger.opening(), entry):
+                    number = course.mark[0]
+                    course, line = course.with_record(record)
+                    lines.append((name, number, line))
+                written[name] = course
+            # A line that is there already, of a ledger whose head was lost, ends the transaction.
+            connection.executemany("INSERT INTO records (ledger, number, line) VALUES (?, ?, ?)", lines)
+            heads = [(name, *course.mark) for name, course in written.items()]
+            connection.executemany("INSERT OR REPLACE INTO heads VALUES (?, ?, ?)", heads)
+        self._courses.remember(written)  # only what is in the file
+        return answers
 
 
 @contextmanager

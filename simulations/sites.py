@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -20,14 +20,18 @@ from common.aggregation import rules_for
 from common.config import RunConfig
 from common.crypto import PartyRecord
 from common.data import load_federation
-from common.errors import FailureCode, PeerError
+from common.data.bootstrap import BootstrapPopulation
+from common.data.population import train_size
+from common.errors import DataError, FailureCode, PeerError
 from common.privacy import Budget, Ledger, NoiseSource, SecureNoise
-from common.privacy.ledger.simulated import STORE
 from common.schema import ClientData, DataSchema, Federation
 from common.secagg.member import Member
 from common.site import Site, load_site
+from simulations.clock import Timing
+from simulations.cluster.ledgers import PartitionLedgers, ledgers_in
 from simulations.insecure import FixedNoise
 from simulations.ledgers import SimulatedLedgers
+from simulations.pool.shared_data import SharedData
 from simulations.sealing import SimulatedKeys
 
 SPOOL, JOURNALS = "spool", "secagg"
@@ -46,6 +50,8 @@ class SimulatedSites:
         insecure_seed: Seed of noise that protects nobody, for runs that must repeat to the bit; None: secure noise.
         keys: Everybody's keys, for secure aggregation; None without it.
         journals: Folder of their journals; it lasts as long as the run.
+        shared: All clients' data, where processes have it in common; None: each loads its own.
+        timing: What decides about virtual time; None without it.
     """
 
     config: RunConfig
@@ -55,6 +61,8 @@ class SimulatedSites:
     insecure_seed: int | None = None
     keys: SimulatedKeys | None = None
     journals: Path | None = None
+    shared: SharedData | None = None
+    timing: Timing | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """Settings only, for worker processes: each tensor sent along would be an open file, of which 256 can go."""
@@ -68,9 +76,17 @@ class SimulatedSites:
         """The same sites with keys, so that they can add up their updates."""
         return self._changed(keys=keys, journals=journals)
 
+    def sharing(self, shared: SharedData | None) -> Self:
+        """The same sites, whose data other processes find in memory."""
+        return self._changed(shared=shared)
+
+    def timed(self, timing: Timing | None) -> Self:
+        """The same sites on a simulation's clock."""
+        return self._changed(timing=timing)
+
     def _changed(self, **changes: Any) -> Self:
         sites = replace(self, **changes)
-        for loaded in ("site", "federation", "digest"):
+        for loaded in ("site", "federation", "names", "digest"):
             if loaded in self.__dict__:
                 sites.__dict__[loaded] = self.__dict__[loaded]
         return sites
@@ -82,8 +98,28 @@ class SimulatedSites:
 
     @cached_property
     def federation(self) -> Federation:
-        """All clients' examples."""
-        return load_federation(self.config.data, seed=self.config.seeds.data, site=self.site)
+        """All clients' examples.
+
+        Raises:
+            DataError: It cannot be loaded; or the run is private, and its clients draw from data that has entities: an
+                entity's examples would be at many of them.
+        """
+        if self.shared is not None:
+            return self.shared.federation()
+        federation = load_federation(self.config.data, seed=self.config.seeds.data, site=self.site)
+        copied = isinstance(federation.clients, BootstrapPopulation)
+        if self.config.private and copied and federation.test.entities is not None:
+            raise DataError(
+                f"{self.config.data.name} has entities, and with data.partition = 'bootstrap' many clients have the "
+                "same one's examples",
+                hint="what its privacy costs would add up over them: divide the data by another partition",
+            )
+        return federation
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        """Names of all clients, by partition."""
+        return self.federation.names
 
     @cached_property
     def digest(self) -> str:
@@ -96,9 +132,9 @@ class SimulatedSites:
         return PERMISSIVE
 
     @cached_property
-    def ledgers(self) -> SimulatedLedgers | None:
-        """The store of all clients' ledgers; None without privacy."""
-        return None if self.budget is None else SimulatedLedgers(self.folder / STORE, budget=self.budget)
+    def ledgers(self) -> SimulatedLedgers | PartitionLedgers | None:
+        """All clients' ledgers; None without privacy."""
+        return None if self.budget is None else ledgers_in(self.folder, self.budget)
 
     @cached_property
     def secure_noise(self) -> SecureNoise:
@@ -107,15 +143,15 @@ class SimulatedSites:
 
     def data(self, request: TrainRequest, context: Context) -> tuple[DataSchema, ClientData]:
         """The partition that this client is."""
-        return self.federation.schema, self._client(request, context)
+        return self.federation.schema, self.federation.clients[self._partition(request, context)]
 
     def ledger(self, request: TrainRequest, context: Context) -> Ledger | None:
         """This client's simulated ledger; a simulation without privacy keeps none."""
-        return None if self.ledgers is None else self.ledgers.of(self._client(request, context).name)
+        return None if self.ledgers is None else self.ledgers.of(self._name(request, context))
 
     def spool(self, request: TrainRequest, context: Context) -> Spool | None:
         """Where this client's updates wait until their round is over; without privacy they are simply made again."""
-        return None if request.plan is None else Spool(self.folder / SPOOL, owner=self._client(request, context).name)
+        return None if request.plan is None else Spool(self.folder / SPOOL, owner=self._name(request, context))
 
     def member(self, request: TrainRequest, context: Context) -> AbstractContextManager[Member]:
         """This client's member of the run, in its own state."""
@@ -123,7 +159,7 @@ class SimulatedSites:
             raise PeerError(FailureCode.AGGREGATION_REFUSED)
         signer, records = self.keys.of(context), self._records
         seat = Seat(
-            name=self._client(request, context).name,
+            name=self._name(request, context),
             signer=signer,
             peers=records,
             rules=rules_for(request.config, request.run_id),
@@ -140,12 +176,11 @@ class SimulatedSites:
         """Secure noise, unless the run was asked to repeat to the bit."""
         if self.insecure_seed is None:
             return self.secure_noise
-        client = self._client(request, context).name
-        return FixedNoise(self.insecure_seed, f"{client}/{request.server_round}")
+        return FixedNoise(self.insecure_seed, f"{self._name(request, context)}/{request.server_round}")
 
     def rounding(self, request: TrainRequest, context: Context) -> bytes:
         """The same whenever a run is repeated; it hides nothing from whoever simulates."""
-        said = f"{request.digest}/{request.server_round}/{self._client(request, context).name}"
+        said = f"{request.digest}/{request.server_round}/{self._name(request, context)}"
         return hashlib.sha256(b"coterie fixed-point rounding v1" + said.encode()).digest()
 
     @property
@@ -154,9 +189,20 @@ class SimulatedSites:
         seed = self.insecure_seed
         return None if seed is None else lambda server_round: FixedNoise(seed, f"coordinator/{server_round}")
 
-    def _client(self, request: TrainRequest, context: Context) -> ClientData:
+    def most_steps(self, request: TrainRequest, context: Context) -> int | None:
+        """How many steps this client has time for; None for all."""
+        if self.timing is None or not self.timing.partial_work:
+            return None
+        partition = self._partition(request, context)
+        examples = train_size(self.federation, partition)
+        return self.timing.most_steps(partition, self.names[partition], examples=examples)
+
+    def _name(self, request: TrainRequest, context: Context) -> str:
+        """The client's name; its data is not touched."""
+        return self.names[self._partition(request, context)]
+
+    def _partition(self, request: TrainRequest, context: Context) -> int:
         partition = context.node_config.get("partition-id")
-        clients = self.federation.clients
-        if request.digest != self.digest or not isinstance(partition, int) or not 0 <= partition < len(clients):
+        if request.digest != self.digest or not isinstance(partition, int) or not 0 <= partition < len(self.names):
             raise PeerError(FailureCode.INVALID_REQUEST)
-        return clients[partition]
+        return partition

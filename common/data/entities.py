@@ -92,30 +92,47 @@ def members(parts: Sequence[Integers], units: Integers) -> list[Integers]:
 
 
 def check_entities(federation: Federation, *, where: str) -> None:
-    """Refuse a federation that divides an entity.
+    """Refuse a federation that divides an entity; it looks at every client.
 
     **Guarantee**: after it, no entity is trained on by two clients, and none is both trained on and held out.
 
     Raises:
         DataError: How many entities are divided, and how; no name or number of one is told.
     """
-    clients = federation.clients
-    trained, times = np.unique(np.concatenate([_distinct([each.train]) for each in clients]), return_counts=True)
+    trained, held = [], [federation.test]
+    for client in federation.clients:
+        trained.append(_numbers([client.train]))
+        held.append(client.test)
+    check_division(trained, _numbers(held), where=where)
+
+
+def check_division(trained: Sequence[Integers], held: Integers, *, where: str) -> None:
+    """The same of a division that no tensors were made of yet.
+
+    Args:
+        trained: The entities of each client's training examples, int64[n] each; an entity as often as it has examples.
+        held: int64[n], the entities of all held-out examples.
+        where: Begins the message.
+
+    Raises:
+        DataError: See `check_entities`.
+    """
+    distinct = [np.empty(0, np.int64), *map(np.unique, trained)]
+    known, times = np.unique(np.concatenate(distinct), return_counts=True)
     if several := int((times > 1).sum()):
         raise DataError(
             f"{where}: {several} entities are trained on by more than one client",
             hint="what their privacy costs would add up over clients: give each entity to one client, and different "
             "people different numbers",
         )
-    held = _distinct([federation.test, *(client.test for client in clients)])
-    if both := int(np.isin(trained, held).sum()):
+    if both := int(np.isin(known, held).sum()):
         raise DataError(
             f"{where}: {both} entities are both trained on and held out",
             hint="hold out all examples of an entity or none, and give different people different numbers",
         )
 
 
-def _distinct(parts: Sequence[Examples]) -> Integers:
-    """int64[k]: the entities of the parts, each once; none of parts without entities."""
+def _numbers(parts: Sequence[Examples]) -> Integers:
+    """int64[k]: the entities of the parts' examples; none of parts without entities."""
     numbers = [part.entities.numpy() for part in parts if part.entities is not None]
-    return np.unique(np.concatenate([np.empty(0, np.int64), *numbers]))
+    return np.concatenate([np.empty(0, np.int64), *numbers])

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from common.config.settings import DataSettings
 from common.data.collection import Integers
 from common.errors import DataError
+from common.names import NumberedNames
 
 _LEAST_ALPHA, _MOST_ALPHA = 1e-6, 1e6
 """Beyond these the shares are one-hot and uniform to machine precision, and the sampler may overflow."""
@@ -21,14 +22,14 @@ _LEAST_ALPHA, _MOST_ALPHA = 1e-6, 1e6
 
 def client_name(index: int, clients: int) -> str:
     """Name of a simulated client: "client-000" up to a thousand clients, wider beyond."""
-    return f"client-{index:0{max(3, len(str(clients - 1)))}d}"
+    return NumberedNames(clients)[index]
 
 
 def divide(labels: Integers, settings: DataSettings, *, num_classes: int, rng: np.random.Generator) -> list[Integers]:
     """The division that `settings` ask for.
 
     Raises:
-        DataError: There are fewer examples than clients, or the partition is `natural`, which no labels can make.
+        DataError: There are fewer examples than clients, or the partition is no rule on labels (natural, bootstrap).
     """
     clients = settings.clients
     if settings.partition == "iid":
@@ -93,7 +94,12 @@ def class_shares(*, num_classes: int, clients: int, alpha: float, rng: np.random
     **Source**: Hsu, Qi and Brown 2019, "Measuring the effects of non-identical data distribution", in the variant that
     draws one distribution over clients for each class, so that every example is used once.
     """
-    return rng.dirichlet(np.full(clients, np.clip(alpha, _LEAST_ALPHA, _MOST_ALPHA)), size=num_classes)
+    return rng.dirichlet(np.full(clients, bounded_alpha(alpha)), size=num_classes)
+
+
+def bounded_alpha(alpha: float) -> float:
+    """A concentration that the sampler can take, with shares that are the same to machine precision."""
+    return min(max(alpha, _LEAST_ALPHA), _MOST_ALPHA)
 
 
 def by_shares(labels: Integers, *, shares: npt.NDArray[np.float64], rng: np.random.Generator) -> list[Integers]:
@@ -137,7 +143,7 @@ def _finish(parts: list[Integers], examples: int) -> list[Integers]:
         raise DataError(
             f"{client_name(examples, len(parts))} would have no examples: "
             f"{examples} examples cannot be divided among {len(parts)} clients",
-            hint="lower data.clients",
+            hint="lower data.clients, or set data.partition = 'bootstrap': its clients draw examples with replacement",
         )
     sizes = np.array([len(part) for part in parts])
     for empty in np.flatnonzero(sizes == 0):

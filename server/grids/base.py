@@ -10,6 +10,8 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.flower import NodeInfo, Run, prepare_process
+from server.grids.nodes import NodeList
+from server.grids.outstanding import Deferred, cancel, pull, push
 
 FIRST_NODE: Final = 2
 """Node ids from here on; 1 is the server."""
@@ -27,13 +29,13 @@ def stream_replies(grid: Grid, messages: Iterable[Message], timeout: float | Non
 class TransportGrid(Grid):
     """What grids share that reach parties by name. A subclass gives `stream`.
 
-    Node ids are places in the list of names.
+    Node ids are places in the list of names, which is kept as it is: it can be of millions that are made one by one.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         prepare_process()
-        self._nodes = [NodeInfo(node_id=FIRST_NODE + i, name=name) for i, name in enumerate(names)]
-        self._replies: dict[str, Message] = {}
+        self._nodes = NodeList(names, first=FIRST_NODE)
+        self._deferred = Deferred(lambda messages, timeout: self.stream(messages, timeout=timeout))
         self._run = Run.create_empty(run_id=1)
 
     @abstractmethod
@@ -44,22 +46,24 @@ class TransportGrid(Grid):
         """All replies."""
         return list(self.stream(messages, timeout=timeout))
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Have messages answered now; the replies are kept until they are pulled."""
-        replies = {reply.metadata.reply_to_message_id: reply for reply in self.send_and_receive(messages)}
-        self._replies.update(replies)
-        return list(replies)
+    def push_messages(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[str]:
+        """Have messages answered as soon as their replies are asked for; see `Deferred`."""
+        return self._deferred.push(messages, timeout=timeout)
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Take the replies to messages that were pushed."""
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+    def pull_messages(self, message_ids: Iterable[str], *, needed: int | None = None) -> list[Message]:
+        """Replies to messages that were pushed; the next one, where it is said how many are needed."""
+        return self._deferred.pull(message_ids, needed=needed)
+
+    def cancel_messages(self, message_ids: Iterable[str]) -> None:
+        """See `OutstandingGrid`."""
+        self._deferred.cancel(message_ids)
 
     def get_node_ids(self) -> Iterable[int]:
         """Node ids of all, whether they can be reached or not."""
-        return [node.node_id for node in self._nodes]
+        return self._nodes.ids
 
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """All with their names."""
+    def get_nodes(self) -> Sequence[NodeInfo]:
+        """All with their names, made one by one."""
         return self._nodes
 
     def set_run(self, run: Run) -> None:
@@ -115,10 +119,14 @@ class WrappingGrid(Grid):
         """See `Grid`."""
         return self._inner.get_nodes()
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See `Grid`."""
-        return self._inner.push_messages(messages)
+    def push_messages(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[str]:
+        """See `OutstandingGrid`."""
+        return push(self._inner, list(messages), timeout=timeout)
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See `Grid`."""
-        return self._inner.pull_messages(message_ids)
+    def pull_messages(self, message_ids: Iterable[str], *, needed: int | None = None) -> list[Message]:
+        """See `OutstandingGrid`."""
+        return pull(self._inner, message_ids, needed=needed)
+
+    def cancel_messages(self, message_ids: Iterable[str]) -> None:
+        """See `OutstandingGrid`."""
+        cancel(self._inner, message_ids)

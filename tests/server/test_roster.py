@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from flwr.app import Message
 
 from common.errors import DataError, FailureCode, RunError
 from common.flower import CONFIG, SCHEMA, NodeInfo, config_of, failure_reply
+from common.names import NumberedNames
 from common.schema import DataSchema
-from server.roster import ask_schema, discover, request_record
+from server.grids.base import FIRST_NODE
+from server.roster import CohortView, ask_schema, discover, request_record
+from simulations.inline import Engine, InlineGrid
 from tests.helpers.coordinating import Relabelled, coordinate, of, real_grid
 from tests.helpers.grids import ScriptedGrid
 from tests.helpers.runs import as_bytes, configuration, prepared
@@ -58,6 +62,30 @@ class TestDiscovery:
         grid.get_nodes = lambda: [NodeInfo(node_id=2, name="a"), NodeInfo(node_id=3, name="a")]  # type: ignore[method-assign]
         with pytest.raises(RunError, match="same name"):
             discover(grid, configuration())
+
+
+class TestRoster:
+    """Names and node ids of all clients, however many."""
+
+    def test_it_is_a_mapping(self) -> None:
+        """As a dict sorted by name is, whatever the order of nodes."""
+        nodes = [NodeInfo(node_id=9, name="b"), NodeInfo(node_id=4, name="a"), NodeInfo(node_id=5, name="c")]
+        grid = ScriptedGrid(lambda messages: [])
+        grid.get_nodes = lambda: nodes  # type: ignore[method-assign]
+        roster = discover(grid, configuration())
+        assert roster == {"a": 4, "b": 9, "c": 5}
+        assert (list(roster), len(roster), "b" in roster, "d" in roster) == (["a", "b", "c"], 3, True, False)
+        assert (roster.get("d"), list(roster.values()), dict(roster.items())) == (None, [4, 9, 5], dict(roster))
+        with pytest.raises(KeyError):
+            roster["d"]
+
+    def test_ten_million_clients_are_not_looked_at(self) -> None:
+        """A grid that lists them by name in order is believed."""
+        grid = InlineGrid(cast("Engine", None), NumberedNames(10_000_000))
+        roster = discover(grid, configuration())
+        assert (len(roster), roster["client-1234567"]) == (10_000_000, 1_234_567 + FIRST_NODE)
+        assert len(roster.names) == 10_000_000
+        assert [node.name for node in CohortView(grid, [9, 4]).get_nodes()] == ["client-0000002", "client-0000007"]
 
 
 class TestSchema:

@@ -6,6 +6,7 @@ This runs code. The file is named by the site's own `site.toml` or command line,
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +14,9 @@ import torch
 
 from common.config.settings import DataSettings
 from common.data.entities import check_entities
+from common.data.population import Population
 from common.errors import CoterieError, DataError
+from common.names import sorted_names
 from common.schema import ClientData, DataSchema, Examples, Federation
 from common.user_code import load_file
 
@@ -56,21 +59,24 @@ def call_function(
     if not isinstance(federation, Federation):
         raise DataError(f"{target} returned a {type(federation).__name__}", hint="return a common.schema.Federation")
     _check(federation, where=target, tolerant=tolerant)
-    return federation
+    if isinstance(federation.clients, tuple | list):
+        return federation
+    return replace(federation, clients=_checked_later(federation, where=target, tolerant=tolerant))
 
 
 def _check(federation: Federation, *, where: str, tolerant: bool) -> None:
     """Refuse a Federation that has no or an empty client, does not fit its schema, or divides an entity."""
-    if not federation.clients:
+    if not len(federation.clients):
         raise DataError(f"{where}: there are no clients", hint="return at least one ClientData")
-    names = [client.name for client in federation.clients]
-    if len(set(names)) < len(names):
-        raise DataError(f"{where}: two clients have the same name", hint="give each client a name of its own")
-    for client in federation.clients:
-        if len(client.train) == 0 and not tolerant:
-            raise DataError(f"{where}: client {client.name} has no training examples", hint="leave it out")
-        _fit(client, federation.schema, where=where)
+    try:
+        sorted_names(federation.names)
+    except ValueError as e:
+        raise DataError(f"{where}: two clients have the same name", hint="give each client a name of its own") from e
     _fit_examples(federation.test, federation.schema, where=f"{where}: the held-out part")
+    if not isinstance(federation.clients, tuple | list):
+        return
+    for client in federation.clients:
+        _check_client(client, federation.schema, where=where, tolerant=tolerant)
     parts = [part for client in federation.clients for part in (client.train, client.test)]
     if len({part.entities is None for part in (*parts, federation.test) if len(part)}) > 1:
         raise DataError(
@@ -80,8 +86,31 @@ def _check(federation: Federation, *, where: str, tolerant: bool) -> None:
     check_entities(federation, where=where)
 
 
-def _fit(client: ClientData, schema: DataSchema, *, where: str) -> None:
+def _checked_later(federation: Federation, *, where: str, tolerant: bool) -> Population:
+    """Clients that are made as they are asked for: the first is checked now, each of them whenever it is made.
+
+    Whether an entity belongs to two of them could be told only by looking at all.
+    """
+
+    def client(index: int) -> ClientData:
+        made = federation.clients[index]
+        if made.train.entities is not None or made.test.entities is not None:
+            raise DataError(
+                f"{where}: client {made.name} has entities, and clients are made as they are asked for",
+                hint="return a tuple of clients, which are looked at together",
+            )
+        _check_client(made, federation.schema, where=where, tolerant=tolerant)
+        return made
+
+    population = Population(federation.names, client)
+    population.client(0)
+    return population
+
+
+def _check_client(client: ClientData, schema: DataSchema, *, where: str, tolerant: bool) -> None:
     """Check both parts of a client."""
+    if len(client.train) == 0 and not tolerant:
+        raise DataError(f"{where}: client {client.name} has no training examples", hint="leave it out")
     _fit_examples(client.train, schema, where=f"{where}: client {client.name}, train")
     _fit_examples(client.test, schema, where=f"{where}: client {client.name}, test")
 

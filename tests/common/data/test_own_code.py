@@ -8,6 +8,8 @@ import pytest
 
 from common.config.settings import DataSettings
 from common.data import load_examples, load_federation
+from common.errors import DataError
+from common.schema import Federation
 from tests.common.data.test_own_data import Register, error, write
 
 FUNCTION = """
@@ -24,6 +26,92 @@ def build(settings, seed):
     clients = tuple(ClientData(name=name, train=part, test=part) for name in ("one", "two"))
     return Federation(schema=DataSchema(kind="tabular", input_shape=(2,), num_classes=2), clients=clients, test=part)
 """
+
+
+MANY = """
+import torch
+from common.data.population import Population
+from common.names import NumberedNames
+from common.schema import ClientData, DataSchema, Examples, Federation
+
+SCHEMA = DataSchema(kind="tabular", input_shape=(2,), num_classes=2)
+MADE = []
+
+def part(index, count=4, entities=None):
+    inputs = torch.full((count, 2), float(index))
+    return Examples(inputs=inputs, targets=torch.arange(count) % 2, entities=entities)
+
+def client(index):
+    MADE.append(index)
+    count = 0 if index == 7 else 4
+    entities = torch.arange(4) if index == 8 else None
+    wrong = part(index).inputs[:, :1] if index == 9 else part(index, count).inputs
+    train = Examples(inputs=wrong, targets=part(index, count).targets, entities=entities)
+    return ClientData(name=f"client-{index:07d}", train=train, test=part(index))
+
+def build(settings, seed):
+    return Federation(schema=SCHEMA, clients=Population(NumberedNames(5_000_000), client), test=part(1))
+
+def with_entities(settings, seed):
+    population = Population(NumberedNames(9), lambda i: client(8))
+    return Federation(schema=SCHEMA, clients=population, test=part(1))
+
+def twice(settings, seed):
+    return Federation(schema=SCHEMA, clients=Population(["a", "a"], client), test=part(1))
+"""
+
+
+class TestPopulation:
+    """A function that returns clients which are made as they are asked for."""
+
+    @pytest.fixture
+    def found(self, tmp_path: Path, register: Register) -> Federation:
+        write(tmp_path, "many.py", MANY)
+        return load_federation(
+            DataSettings(name="own", partition="natural", clients=0), seed=7, site=register("python:many.py:build")
+        )
+
+    def test_it_stays_so(self, found: Federation) -> None:
+        """Nobody but those asked for is made: the first one, to see that it fits, and who is looked at."""
+        assert (len(found.clients), found.names[4_999_999]) == (5_000_000, "client-4999999")
+        assert found.clients[4_999_999].train.inputs[0, 0] == 4_999_999
+        assert not isinstance(found.clients, tuple)
+
+    def test_settings_apply_to_it(self, tmp_path: Path, register: Register) -> None:
+        """How many, who, and how many examples of each."""
+        write(tmp_path, "many.py", MANY)
+        site = register("python:many.py:build")
+
+        def load(**settings: object) -> Federation:
+            return load_federation(
+                DataSettings.model_validate({"name": "own", "partition": "natural", **settings}), seed=7, site=site
+            )
+
+        fewer = load(clients=3, max_examples=2)
+        assert [(client.name, len(client.train)) for client in fewer.clients] == [
+            (f"client-000000{i}", 2) for i in range(3)
+        ]
+        assert len(load(clients=3, pooled=True).clients[0].train) == 12
+
+    @pytest.mark.parametrize(
+        ("index", "message"), [(7, "client-0000007 has no training examples"), (8, "has entities"), (9, "inputs are")]
+    )
+    def test_a_client_that_does_not_fit_is_refused_when_it_is_made(
+        self, found: Federation, index: int, message: str
+    ) -> None:
+        """The others are not troubled."""
+        assert len(found.clients[index + 100].train) == 4
+        with pytest.raises(DataError, match=message):
+            found.clients[index]
+
+    @pytest.mark.parametrize(("function", "message"), [("with_entities", "has entities"), ("twice", "same name")])
+    def test_what_can_be_seen_at_once_is_refused_at_once(
+        self, tmp_path: Path, register: Register, function: str, message: str
+    ) -> None:
+        """Whether an entity is at two clients could be told only by making them all."""
+        write(tmp_path, "many.py", MANY)
+        with pytest.raises(DataError, match=message):
+            load_federation(DataSettings(name="own"), seed=7, site=register(f"python:many.py:{function}"))
 
 
 class TestCode:
