@@ -1,4 +1,7 @@
-"""One process at a time trains on an accelerator, however many sites share the machine."""
+"""One process at a time trains on an accelerator, however many sites share the machine.
+
+Simulated clients share it among themselves (`simulations.pool.device_share`), and with a site they take turns.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,13 @@ def device_mod(message: Message, context: Context, call_next: ClientAppCallable)
     device = resolve_device(parse_query(message).config.training.device)
     if device.type == "cpu":
         return call_next(message, context)
-    with device_lock(_name(device)):
+    with device_lock(device_name(device)):
         return call_next(message, context)
 
 
 @contextmanager
-def device_lock(name: str, folder: Path | None = None) -> Iterator[None]:
-    """Hold the lock of a device; it ends with the process.
+def device_lock(name: str, folder: Path | None = None, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a device; it ends with the process. Others who want it `shared` can hold it too.
 
     The file lies in the system's temporary folder, where all users of the machine find it. A lock that cannot be opened
     is done without: then two trainings share the device's memory.
@@ -50,13 +53,13 @@ def device_lock(name: str, folder: Path | None = None) -> Iterator[None]:
         yield
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock)
 
 
-def _name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """What tells a device from others, for every process of this machine: an index means another one to each."""
     if device.type == "cuda":
         return f"gpu-{torch.cuda.get_device_properties(device).uuid}"

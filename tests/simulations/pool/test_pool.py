@@ -14,9 +14,9 @@ from flwr.app import Message
 
 from common.errors import FailureCode, RunError
 from common.flower import ARRAYS, METRICS, failure_of, to_record
-from simulations import workers as module
 from simulations.inline import AppFactory, InlineGrid, InProcess
-from simulations.workers import WorkerPool
+from simulations.pool import pool as module
+from simulations.pool.pool import WorkerPool
 from tests.helpers.pools import NAMES, broken_app, counting_app, own_a_pool, queries
 from tests.helpers.processes import children, wait_until
 from tests.helpers.runs import STRATEGIES, Log, as_bytes, configuration, prepared, private, run
@@ -236,7 +236,7 @@ class TestArrays:
 
 def folder_of(grid: InlineGrid) -> Path:
     """Where a pool keeps the model of the round."""
-    folder = grid._engine._broadcast.folder  # type: ignore[attr-defined]
+    folder = grid._engine._mailbox.folders[0]  # type: ignore[attr-defined]
     assert isinstance(folder, Path)
     return folder
 
