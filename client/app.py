@@ -6,7 +6,6 @@ mean is decided by this client's own `Resources`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -29,8 +28,7 @@ from client.mods import (
     secagg_mod,
 )
 from client.request import TrainRequest, parse_query, parse_request, read_arrays
-from client.trainer import learning_rate_at, resolve_device, train_plain, train_private, unchanged
-from common.config import RunConfig
+from client.trainer import learning_rate_at, resolve_device, train_plain, train_private, training_seed, unchanged
 from common.errors import FailureCode, ModelError, PeerError
 from common.flower import (
     CLIENT,
@@ -67,6 +65,12 @@ class Resources(PrivacyResources, MemberResources, Protocol):
 
     def noise(self, request: TrainRequest, context: Context) -> NoiseSource:
         """Where noise and Poisson samples come from."""
+
+    def most_steps(self, request: TrainRequest, context: Context) -> int | None:
+        """How many steps the client has time for, at least 1; None for all that are asked for.
+
+        Not asked in private runs, which are accounted for with a fixed number of steps.
+        """
 
 
 class LoadedModel:
@@ -122,8 +126,9 @@ def make_client_app(resources: Resources, *, outer: Sequence[Mod] = (), mods: Se
         schema, data = resources.data(request, context)
         slot = loaded(request, schema)
         slot.load(read_arrays(message))
+        most_steps = None if request.config.private else resources.most_steps(request, context)
         try:
-            metrics = _train(slot, data, request, resources.noise(request, context), context)
+            metrics = _train(slot, data, request, resources.noise(request, context), context, most_steps=most_steps)
         except BaseException:
             models.clear()  # half a step's gradients must not enter the next round's sum
             raise
@@ -146,7 +151,13 @@ def make_client_app(resources: Resources, *, outer: Sequence[Mod] = (), mods: Se
 
 
 def _train(
-    slot: LoadedModel, data: ClientData, request: TrainRequest, source: NoiseSource, context: Context
+    slot: LoadedModel,
+    data: ClientData,
+    request: TrainRequest,
+    source: NoiseSource,
+    context: Context,
+    *,
+    most_steps: int | None,
 ) -> dict[str, float]:
     """Train in place; the metrics of the reply. With privacy these are constants of the plan, not of the data."""
     config, mu = request.config, request.proximal_mu
@@ -154,7 +165,7 @@ def _train(
     if config.privacy.unit == "example":  # a mask that somebody can foresee ties each example to its place in the batch
         _seed_torch(int(source.words(1)[0]) >> 1, slot.device)
     else:
-        _seed_training(config, request.server_round, data.name, slot.device)
+        _seed_torch(training_seed(config.seeds.training, request.server_round, data.name), slot.device)
     examples = data.train.to(slot.device)
     if request.plan is not None and slot.bookkeeping is not None:
         if sum(p.numel() for p in slot.bookkeeping.parameters) > request.plan.dimensions:
@@ -180,7 +191,7 @@ def _train(
         return {WEIGHT: 1.0}
     if config.privacy.secure_aggregation and not len(examples):  # a failure would show that there are none
         return {WEIGHT: 0.0, TRAIN_LOSS: 0.0}
-    loss = train_plain(slot.model, examples, config.training, learning_rate=rate, proximal_mu=mu)
+    loss = train_plain(slot.model, examples, config.training, learning_rate=rate, proximal_mu=mu, most_steps=most_steps)
     if not np.isfinite(loss):
         raise PeerError(FailureCode.NON_FINITE_UPDATE)
     weight = float(len(examples)) if config.strategy.weighting == "examples" else 1.0
@@ -192,12 +203,6 @@ def _kept_norm(context: Context, request: TrainRequest) -> float | None:
     kept = context.state.config_records.get(_CLIPPING)
     norm = kept.get(CLIPPING_NORM) if kept is not None and kept.get(RUN) == request.digest else None
     return norm if isinstance(norm, float) else None
-
-
-def _seed_training(config: RunConfig, server_round: int, client: str, device: torch.device) -> None:
-    """Make example order and dropout depend on nothing but run, round and client."""
-    text = f"{config.seeds.training}/{server_round}/{client}".encode()
-    _seed_torch(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1, device)
 
 
 def _seed_torch(seed: int, device: torch.device) -> None:

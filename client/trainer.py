@@ -5,6 +5,7 @@ Both take the model as it was loaded and change its parameters in place.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,12 +25,19 @@ _WORTH_A_THREAD = 1 << 16
 
 
 def train_plain(
-    model: nn.Module, examples: Examples, settings: TrainingSettings, *, learning_rate: float, proximal_mu: float = 0.0
+    model: nn.Module,
+    examples: Examples,
+    settings: TrainingSettings,
+    *,
+    learning_rate: float,
+    proximal_mu: float = 0.0,
+    most_steps: int | None = None,
 ) -> float:
     """Train without privacy; the mean training loss over all steps.
 
     Order of examples and dropout follow torch's global generator. With `proximal_mu`, every step also pulls towards the
-    parameters at the start (FedProx: Li et al. 2020, eq. 2).
+    parameters at the start (FedProx: Li et al. 2020, eq. 2). It ends after `most_steps`, at least 1, where those are
+    fewer than the settings say.
     """
     parameters = list(trainable(model))
     _set_training(model)
@@ -38,7 +46,7 @@ def train_plain(
     cast = _autocast(settings, parameters[0].device)
     losses: list[Tensor] = []  # read at the end: reading each would wait for the device
     steps = 0
-    for batch in _batches(examples, settings):
+    for batch in _batches(examples, settings, most_steps):
         for parameter in parameters:
             parameter.grad = None
         for part in _physical(batch, settings.max_physical_batch):
@@ -180,6 +188,12 @@ def learning_rate_at(settings: TrainingSettings, server_round: int, rounds: int)
     return base
 
 
+def training_seed(run_seed: int, server_round: int, client: str) -> int:
+    """What seeds the order of a client's examples and its dropout: run, round and client, and nothing else."""
+    text = f"{run_seed}/{server_round}/{client}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
 def mean_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy averaged over examples, and over positions for next-token targets."""
     if logits.dim() > 2:
@@ -202,17 +216,24 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _batches(examples: Examples, settings: TrainingSettings) -> Iterator[Examples]:
-    """Batches of one round: whole epochs, or as many steps as are fixed, going round as often as needed."""
-    count, size = len(examples), settings.batch_size
+def _batches(examples: Examples, settings: TrainingSettings, most: int | None) -> Iterator[Examples]:
+    """Batches of one round: whole epochs, or as many steps as are fixed, going round as often as needed; at most `most`
+    of them.
+
+    Each is a copy: a model may write into its input, and the client's own data must stay as they are.
+    """
+    count, size, device = len(examples), settings.batch_size, examples.targets.device
     per_epoch = -(-count // size)
     steps = settings.local_steps or settings.local_epochs * per_epoch
     shuffled = examples
-    for step in range(steps):
-        position = step % per_epoch
-        if position == 0 and settings.shuffle:
-            shuffled = examples.take(torch.randperm(count).to(examples.targets.device))
-        yield shuffled.part(position * size, (position + 1) * size)
+    for step in range(steps if most is None else min(steps, most)):
+        begin = step % per_epoch * size
+        if not settings.shuffle:
+            yield examples.take(torch.arange(begin, min(begin + size, count), device=device))
+            continue
+        if begin == 0:
+            shuffled = examples.take(torch.randperm(count).to(device))
+        yield shuffled.part(begin, begin + size)
 
 
 def _physical(batch: Examples, most: int) -> Iterator[Examples]:
