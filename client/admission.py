@@ -95,6 +95,10 @@ class Admission:
             f"{config.data.name} is neither in site.toml nor listed in allow.data",
         )
         yield bool(config.data.sites) and self.name not in config.data.sites, "data.sites does not name this site"
+        yield (
+            0 < config.asynchronous.buffer_size < self.policy.limits.smallest_cohort,
+            "asynchronous.buffer_size, the updates of a step, is below limits.smallest_cohort",
+        )
 
     def authorization(self, text: str) -> RunAuthorization:
         """What a pinned operator signed, who may order runs here.

@@ -12,6 +12,7 @@ from common.kit import KIT
 from common.privacy.accounting.budget import Budget
 from common.privacy.ledger import FileLedger
 from common.privacy.ledger.chain import Record
+from common.privacy.ledger.partitions import PARTITIONS, partition_ledgers
 from common.privacy.ledger.simulated import STORE, read_store
 from common.privacy.ledger.standing import Standing
 
@@ -51,6 +52,8 @@ def entries_of(what: str, state: Path, data: str | None) -> list[Entry]:
             Entry(name=key, where=str(folder / STORE), standing=replay.standing, records=replay.chain.records)
             for key, replay in replays.items()
         ]
+    elif (folder / PARTITIONS).is_dir():
+        entries = [entry_of(ledger) for ledger in partition_ledgers(folder)]
     else:
         site = _site(folder)
         entries = [entry_of(site.named(known)) for known in site.names()]
@@ -65,7 +68,7 @@ def entries_of(what: str, state: Path, data: str | None) -> list[Entry]:
 
 
 def entry_of(ledger: FileLedger) -> Entry:
-    """One ledger of a site, sound or not."""
+    """One ledger in a file of its own, sound or not."""
     with ledger.locked(writing=False):
         found = ledger.look()
     return Entry(

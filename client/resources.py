@@ -148,6 +148,10 @@ class SiteResources:
         """Secure noise."""
         return self._source
 
+    def most_steps(self, request: TrainRequest, context: Context) -> int | None:  # noqa: ARG002
+        """All: a site takes the time that it takes, and the coordinator decides how long it waits."""
+        return None
+
     def rounding(self, request: TrainRequest, context: Context) -> bytes:  # noqa: ARG002
         """Fresh every time: a vector is rounded once."""
         return os.urandom(32)

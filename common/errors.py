@@ -141,6 +141,7 @@ class FailureCode(IntEnum):
     NOT_IN_EPOCH = 1009
     AGGREGATION_REFUSED = 1010
     AGGREGATION_ABORTED = 1011
+    STALE_UPDATE = 1012
 
     @property
     def slug(self) -> str:
@@ -165,6 +166,7 @@ _SENTENCES = {
     FailureCode.NOT_IN_EPOCH: "the client takes part again from the next epoch of secure aggregation",
     FailureCode.AGGREGATION_REFUSED: "the client refused a step of secure aggregation",
     FailureCode.AGGREGATION_ABORTED: "the sum that the client was part of was given up",
+    FailureCode.STALE_UPDATE: "the update began too many steps ago",
 }
 
 

@@ -156,6 +156,12 @@ def stamp(message: Message, *, message_id: str) -> Message:
     return message
 
 
+def answering(reply: Message, message_id: str) -> Message:
+    """Let a reply say that it answers the message of this id. Returns the same reply."""
+    reply.metadata.__dict__["_reply_to_message_id"] = message_id
+    return reply
+
+
 def update_reply(message: Message, arrays: Mapping[str, NDArray[Any]], metrics: Mapping[str, float]) -> Message:
     """A reply with new weights and the metrics that go with them, `WEIGHT` among them."""
     content, record = _NO_RECORDS.copy(), _NO_METRICS.copy()

@@ -43,7 +43,7 @@ class Checkpoint:
         sampler: What `CohortSampler.state` returned.
         progress: Small and JSON-able: the best round so far, what patience has counted, spent budget.
         best_arrays: The best model so far, where the run selects it.
-        noise: What `Releases.state` returned; with correlated noise there are sums without noise in it.
+        noise: What `Asking.state` returned; with correlated noise there are sums without noise in it.
         warnings: On loading, what was wrong with newer files; one sentence each.
     """
 

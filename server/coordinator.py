@@ -9,6 +9,7 @@ same hooks (`configure_train`, `aggregate_train`) of an unmodified strategy and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any
@@ -30,7 +31,7 @@ from server.cohort import CohortSampler, Sampler, min_separation, participations
 from server.evaluation import Evaluation, evaluate
 from server.grids.broadcast import Broadcast
 from server.job import Arrays, Job, Observer, Outcome, RoundRecord
-from server.roster import CohortView, discover, request_record
+from server.roster import CohortView, Roster, discover, request_record
 from server.strategies import cast_like, make_strategy, replies_needed
 from server.strategy_state import restore_strategy, strategy_state
 
@@ -63,6 +64,10 @@ class Coordinator:
             RunError: There is no client, no round had an update, or the checkpoint is of another configuration.
             PrivacyError: The coordinator's ledger does not allow a round, or cannot be written.
         """
+        with closing(self._asking):
+            return self._run(grid)
+
+    def _run(self, grid: Grid) -> Outcome:
         config = self._job.config
         done = self._resume()
         roster = discover(grid, config, run_id=self._job.run_id, authorization=self._job.authorization)
@@ -109,9 +114,9 @@ class Coordinator:
                 hint="start it again with all clients",
             )
 
-    def _round(self, grid: Grid, roster: Mapping[str, int], server_round: int) -> None:
+    def _round(self, grid: Grid, roster: Roster, server_round: int) -> None:
         clock = _Clock()
-        cohort = self._asking.cohort(server_round, self._sampler.sample(server_round, list(roster)))
+        cohort = self._asking.cohort(server_round, self._sampler.sample(server_round, roster.names))
         self._job.observer.round_started(server_round, cohort)
         call = self._call(grid, roster, server_round, cohort)
         if (arrays := self._asking.prepare(call, self._arrays)) is not self._arrays:
@@ -168,7 +173,7 @@ class Coordinator:
             return Broadcast(first, nodes)
         return sorted(request, key=lambda message: call.names[message.metadata.dst_node_id])
 
-    def _call(self, grid: Grid, roster: Mapping[str, int], server_round: int, cohort: list[str]) -> Call:
+    def _call(self, grid: Grid, roster: Roster, server_round: int, cohort: list[str]) -> Call:
         """The round as it is put to its cohort."""
         record = self._request(cohort)
         record[ROUND] = server_round

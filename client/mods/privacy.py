@@ -4,9 +4,10 @@ place.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from client.policy import Policy
@@ -15,6 +16,9 @@ from client.spool import Release, Spool
 from common.fingerprint import model_digest
 from common.privacy import Ledger, NonPrivate
 from common.transport.records import decode_records, encode_records
+
+_STATE = "own-state/"
+"""Begins the names of records that are stored beside a reply's."""
 
 
 class PrivacyResources(Protocol):
@@ -49,7 +53,7 @@ def privacy_mod(resources: PrivacyResources) -> Mod:
         spool = None if request.config.privacy.secure_aggregation else resources.spool(request, context)
         release = _release(message, request) if spool is not None else None
         if spool is not None and release is not None and (stored := spool.load(release)) is not None:
-            return Message(decode_records(stored), reply_to=message)
+            return Message(_take_up(decode_records(stored), context), reply_to=message)
         if ledger is not None:
             plan = request.plan
             read_arrays(message)  # a message that cannot be read must not cost a round
@@ -58,13 +62,47 @@ def privacy_mod(resources: PrivacyResources) -> Mod:
                 ledger.reserve(event, planned=request.config.rounds)
             else:
                 ledger.reserve(plan.event(request.server_round), planned=plan.participations)
+        before = dict(context.state.items())
         reply = call_next(message, context)
         if spool is not None and release is not None and reply.has_content():
-            spool.drop_before(request.digest, request.server_round)
-            spool.save(release, b"".join(encode_records(reply.content)))
+            spool.drop_before(request.digest, _oldest_needed(request))
+            spool.save(release, b"".join(encode_records(_with_state(reply.content, context, before))))
         return reply
 
     return reserve
+
+
+def _with_state(content: RecordDict, context: Context, before: Mapping[str, object]) -> RecordDict:
+    """A reply's records, and what training made the client remember: whoever sends the one again remembers the other.
+
+    It is stored with the update and never sent.
+    """
+    kept = RecordDict(dict(content.items()))
+    for name, record in context.state.items():
+        if record is not before.get(name):
+            kept[_STATE + name] = record
+    return kept
+
+
+def _take_up(kept: RecordDict, context: Context) -> RecordDict:
+    """The reply's records alone; the client remembers what it did when it made them."""
+    content = RecordDict()
+    for name, record in kept.items():
+        if name.startswith(_STATE):
+            context.state[name.removeprefix(_STATE)] = record
+        else:
+            content[name] = record
+    return content
+
+
+def _oldest_needed(request: TrainRequest) -> int:
+    """The first round whose update may be asked for again by a coordinator that had to start anew.
+
+    Of synchronous rounds those before are over. Asynchronously, a client that shares the folder may still be at work
+    for one of them.
+    """
+    asynchronous = request.config.asynchronous
+    return request.server_round - (asynchronous.max_staleness if asynchronous.buffer_size else 0)
 
 
 def _release(message: Message, request: TrainRequest) -> Release:

@@ -44,7 +44,7 @@ class Call:
     fates: dict[str, FailureCode | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = {self.nodes[name]: name for name in self.cohort if name in self.nodes}
+        names = {node: name for name in self.cohort if (node := self.nodes.get(name)) is not None}
         object.__setattr__(self, "names", names)
 
     def tell(self, name: str, fate: FailureCode | None) -> None:
@@ -111,6 +111,9 @@ class Asking(Protocol):
             RunError: It is not of this run.
         """
 
+    def close(self) -> None:
+        """The run ends, however it does: nobody is waited for any more."""
+
 
 class Stateless:
     """What an `Asking` does that keeps nothing from round to round."""
@@ -134,6 +137,9 @@ class Stateless:
 
     def restore(self, state: Mapping[str, NDArray[Any]], *, server_round: int) -> None:
         """Nothing to do."""
+
+    def close(self) -> None:
+        """Nobody is waited for."""
 
 
 def fewest_replies(config: RunConfig) -> int:

@@ -18,4 +18,8 @@ def asking_for(job: Job) -> Asking:
         from server.asking.summed import SummedAsking
 
         return SummedAsking(job)
+    if job.config.asynchronous.buffer_size:
+        from server.asking.buffered import BufferedAsking
+
+        return BufferedAsking(job)
     return CentralAsking(job) if job.config.central else PlainAsking(job)

@@ -3,7 +3,8 @@
 From the transport outwards: `sealed` lets nothing but ciphertext reach the transport; `decompressed` restores weights;
 `checked` lets only sound replies pass; then `folding` turns them into their mean, `clipped_sum` into what a release
 makes of their clipped sum, or `spooling` keeps them all for a strategy that looks at each. Under secure aggregation
-`secagg` stands around the transport (sealed or not), and gives a mean for each group.
+`secagg` stands around the transport (sealed or not), and gives a mean for each group. Beside whole cohorts every
+transport also takes single messages whose replies come later: `outstanding` says what that promises.
 """
 
 from server.grids.base import WrappingGrid, stream_replies

@@ -23,46 +23,26 @@ LARGEST_INTEGER: Final = 2.0**53
 """Largest magnitude of an integer: means are formed in float64."""
 
 
-class CheckedGrid(WrappingGrid):
-    """Turns a reply that does not fit into a typed failure, and tells `on_reply` of each reply's fate.
+class Soundness:
+    """What a reply has to be, so that it counts as an update of a model.
 
-    Guarantee: a reply that passes has exactly the template's arrays (names in their order, shapes, dtypes), all values
-    finite and no larger than `largest`, or than twice the largest of the template's array;
+    Guarantee: a reply without a fault has exactly the template's arrays (names in their order, shapes, dtypes), all
+    values finite and no larger than `largest`, or than twice the largest of the template's array;
     one weight in (0, `MOST_WEIGHT`], with `equal_weights` 1; and exactly the other metrics that `metrics`
     names, each one finite number. Flower's strategies fail as a whole where one reply has other metrics.
     """
 
     def __init__(
-        self,
-        inner: Grid,
-        *,
-        template: Mapping[str, NDArray[Any]],
-        equal_weights: bool,
-        metrics: Iterable[str],
-        largest: float,
-        on_reply: Callable[[Message, FailureCode | None], None],
+        self, template: Mapping[str, NDArray[Any]], *, equal_weights: bool, metrics: Iterable[str], largest: float
     ) -> None:
-        super().__init__(inner)
         self._shapes = _shapes(template)
         self._limits = {name: _limit(values, largest) for name, values in template.items()}
         self._equal_weights = equal_weights
         self._metrics = {WEIGHT, *metrics}
-        self._on_reply = on_reply
 
-    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Replies as they arrive, unsound ones as failures; a client that never answers is a failure too."""
-        waiting = {message.metadata.dst_node_id: message for message in messages}
-        for reply in stream_replies(self._inner, list(waiting.values()), timeout):
-            message = waiting.pop(reply.metadata.src_node_id, None)
-            if message is None:
-                continue  # not asked, or answered twice
-            failure = failure_of(reply) or self._fault(reply)
-            self._on_reply(message, failure)
-            yield reply if failure is None else failure_reply(message, failure)
-            del reply  # or it stays in memory while the next one arrives
-        for message in waiting.values():
-            self._on_reply(message, FailureCode.DEADLINE_EXCEEDED)
-            yield failure_reply(message, FailureCode.DEADLINE_EXCEEDED)
+    def fault(self, reply: Message) -> FailureCode | None:
+        """Why a reply does not count; None if it does."""
+        return failure_of(reply) or self._fault(reply)
 
     def _fault(self, reply: Message) -> FailureCode | None:
         try:
@@ -86,6 +66,42 @@ class CheckedGrid(WrappingGrid):
         ):
             return FailureCode.NON_FINITE_UPDATE
         return FailureCode.INVALID_REPLY if any(value < 0 for value in others) else None  # type: ignore[operator]
+
+
+class CheckedGrid(WrappingGrid):
+    """Turns a reply that does not fit into a typed failure, and tells `on_reply` of each reply's fate.
+
+    Guarantee: a reply that passes is sound; see `Soundness`.
+    """
+
+    def __init__(
+        self,
+        inner: Grid,
+        *,
+        template: Mapping[str, NDArray[Any]],
+        equal_weights: bool,
+        metrics: Iterable[str],
+        largest: float,
+        on_reply: Callable[[Message, FailureCode | None], None],
+    ) -> None:
+        super().__init__(inner)
+        self._sound = Soundness(template, equal_weights=equal_weights, metrics=metrics, largest=largest)
+        self._on_reply = on_reply
+
+    def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Replies as they arrive, unsound ones as failures; a client that never answers is a failure too."""
+        waiting = {message.metadata.dst_node_id: message for message in messages}
+        for reply in stream_replies(self._inner, list(waiting.values()), timeout):
+            message = waiting.pop(reply.metadata.src_node_id, None)
+            if message is None:
+                continue  # not asked, or answered twice
+            failure = self._sound.fault(reply)
+            self._on_reply(message, failure)
+            yield reply if failure is None else failure_reply(message, failure)
+            del reply  # or it stays in memory while the next one arrives
+        for message in waiting.values():
+            self._on_reply(message, FailureCode.DEADLINE_EXCEEDED)
+            yield failure_reply(message, FailureCode.DEADLINE_EXCEEDED)
 
 
 def _shapes(arrays: Mapping[str, NDArray[Any]]) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:

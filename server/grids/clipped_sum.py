@@ -128,11 +128,11 @@ class ClippedSumGrid(WrappingGrid):
         mean = self._release(ClippedSum(update=total, within=within, asked=len(messages)))
         yield mean_reply(self._model, self._trainable, mean, to=messages[0] if messages else None)
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:  # noqa: ARG002 - see `Grid`
+    def push_messages(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[str]:  # noqa: ARG002
         """Refused: replies that are pulled one by one would pass the noise by."""
         raise no_single_replies(_WHY)
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:  # noqa: ARG002 - see `Grid`
+    def pull_messages(self, message_ids: Iterable[str], *, needed: int | None = None) -> list[Message]:  # noqa: ARG002
         """Refused, as `push_messages` is."""
         raise no_single_replies(_WHY)
 

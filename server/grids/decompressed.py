@@ -45,10 +45,22 @@ class DecompressingGrid(WrappingGrid):
 
     def _decoded(self, reply: Message, message: Message) -> Message:
         try:
-            arrays = decode_update(self._template, arrays_of(reply.content), self._how)
+            return decoded(reply, self._template, self._how)
         except (RefusedError, KeyError, TypeError, ValueError):
             return failure_reply(message, FailureCode.INVALID_REPLY)
-        content = RecordDict(
-            {key: to_record(arrays) if key == ARRAYS else record for key, record in reply.content.items()}
-        )
-        return Message(content, metadata=reply.metadata)  # type: ignore[call-overload,no-any-return]
+
+
+def decoded(reply: Message, template: Mapping[str, NDArray[Any]], how: Compression) -> Message:
+    """A reply whose encoded update was put to the model that it began with.
+
+    Args:
+        reply: Not a failure; nothing of it has been checked.
+        template: That model.
+        how: The run's compression, not `none`.
+
+    Raises:
+        RefusedError, KeyError, TypeError, ValueError: It does not fit the model.
+    """
+    arrays = decode_update(template, arrays_of(reply.content), how)
+    content = RecordDict({key: to_record(arrays) if key == ARRAYS else record for key, record in reply.content.items()})
+    return Message(content, metadata=reply.metadata)  # type: ignore[call-overload,no-any-return]

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, cast
 
 from flwr.app import Message
 
-from common.crypto import blob_size
-from common.crypto.envelope import Envelope
-from common.disk import disk_errors
-from common.errors import FailureCode, RefusedError
+from common.errors import FailureCode
 from common.flower import failure_reply, stamp
-from common.transport.sealed import Blob, most_reply_bytes, order_id, read_sealed, sealed_content
+from common.transport.sealed import Blob, read_sealed, sealed_content
 from server.grids.base import TransportGrid
+from server.grids.open_orders import WAIT_SECONDS, OpenOrders
+from server.grids.posting import Posting
 from server.plane.hub import Hub
 from server.plane.orders import Answer, Delivery, Failed, Order, Result
-
-_CHECK_SECONDS = 0.5
 
 
 class PlaneGrid(TransportGrid):
@@ -35,7 +28,8 @@ class PlaneGrid(TransportGrid):
     `enough` updates are there, failed with DEADLINE_EXCEEDED and is told to stop. When a stream ends, for whatever
     reason, nothing of it is open or on the disk any more.
 
-    A sealed reply's file is removed when the next reply is asked for, or the stream is closed.
+    A sealed reply's file is removed when the next reply is asked for, or the stream is closed. Messages that are pushed
+    stay open between questions for their replies, which come in the order of arrival; see `OpenOrders`.
     """
 
     def __init__(
@@ -62,6 +56,7 @@ class PlaneGrid(TransportGrid):
         self._hub, self._run_id = hub, run_id
         self._names = {node.node_id: node.name for node in self._nodes}
         self._enough, self._on_late, self._check = enough, on_late, check
+        self._outstanding = OpenOrders(hub, on_late=on_late, check=check)
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Send messages and yield their replies.
@@ -86,6 +81,24 @@ class PlaneGrid(TransportGrid):
         """All replies, with their ciphertext in memory."""
         return [_in_memory(reply) for reply in self.stream(messages, timeout=timeout)]
 
+    def push_messages(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[str]:
+        """Send messages; they stay open until their replies are pulled, or they are cancelled.
+
+        Raises:
+            RefusedError: A message is not sealed, or of another run. Nothing was sent.
+            RunError: The disk is full or cannot be written.
+        """
+        named = [(message, self._names[message.metadata.dst_node_id]) for message in messages]
+        return self._outstanding.push(named, run_id=self._run_id, timeout=timeout)
+
+    def pull_messages(self, message_ids: Iterable[str], *, needed: int | None = None) -> list[Message]:  # noqa: ARG002
+        """The reply that came first; waits up to half a second. Its ciphertext goes with the next call."""
+        return self._outstanding.pull(message_ids)
+
+    def cancel_messages(self, message_ids: Iterable[str]) -> None:
+        """Tell sites to stop."""
+        self._outstanding.cancel(message_ids)
+
 
 class _Exchange:
     """The orders of one call, and what became of them."""
@@ -100,29 +113,12 @@ class _Exchange:
         self._orders: list[Order] = []
         self._open: set[bytes] = set()
         self._early: dict[bytes, Answer] = {}
-        self._blobs: dict[int, tuple[Blob, Path, bytes]] = {}
-        self._written: list[Path] = []
+        self._posting = Posting(hub)
 
     def add(self, message: Message, site: str, *, run_id: bytes, deadline: float | None) -> None:
         """Check a message and make its order."""
-        envelope, blob = read_sealed(message.content)
-        fields = Envelope.from_bytes(envelope)
-        if fields.header.run_id != run_id:
-            raise RefusedError("the message is of another run")
-        path, digest = self._file(blob, fields.blob_digest)
-        message_id = order_id(envelope)
-        order = Order(
-            message_id=message_id,
-            site=site,
-            kind=message.metadata.message_type,
-            envelope=envelope,
-            blob=path,
-            blob_digest=digest,
-            blob_bytes=blob.size,
-            most_bytes=blob_size(most_reply_bytes(fields.header.plaintext_bytes)),
-            deadline=deadline,
-        )
-        self._messages[message_id] = stamp(message, message_id=message_id.hex())
+        order = self._posting.order(message, site=site, run_id=run_id, deadline=deadline)
+        self._messages[order.message_id] = stamp(message, message_id=order.message_id.hex())
         self._orders.append(order)
 
     def send(self) -> None:
@@ -162,8 +158,7 @@ class _Exchange:
         for answer in self._early.values():
             answer.path.unlink(missing_ok=True)
         self._early.clear()
-        for path in self._written:
-            path.unlink(missing_ok=True)
+        self._posting.close()
 
     def _take(self, result: Result) -> None:
         """Keep a result, in the plane's thread."""
@@ -176,7 +171,7 @@ class _Exchange:
 
     def _next(self, deadline: float | None) -> Result | None:
         """The next result; None where there is none yet. What is there already counts, however late it is taken."""
-        left = _CHECK_SECONDS if deadline is None else min(_CHECK_SECONDS, max(0.0, deadline - time.monotonic()))
+        left = WAIT_SECONDS if deadline is None else min(WAIT_SECONDS, max(0.0, deadline - time.monotonic()))
         try:
             return self._results.get(timeout=left) if left else self._results.get_nowait()
         except queue.Empty:
@@ -213,23 +208,6 @@ class _Exchange:
                 result = self._results.get_nowait()
                 if isinstance(result, Answer):
                     result.path.unlink(missing_ok=True)
-
-    def _file(self, blob: Blob, digest: bytes | None) -> tuple[Path, bytes]:
-        """Where a blob lies, and under which digest it is fetched; one in memory is written once for all recipients."""
-        if id(blob) not in self._blobs:
-            if digest is None:
-                with blob.open() as file:
-                    digest = hashlib.file_digest(cast("Any", file), "sha256").digest()
-            path = blob.path
-            if path is None:
-                path = self._hub.blobs / f"{digest.hex()}.{len(self._written)}.{id(self):x}"
-                with disk_errors(path):
-                    self._written.append(path)
-                    with blob.open() as source, path.open("xb") as target:
-                        shutil.copyfileobj(source, target)
-            self._blobs[id(blob)] = (blob, path, digest)
-        _, path, digest = self._blobs[id(blob)]
-        return path, digest
 
 
 def _in_memory(reply: Message) -> Message:

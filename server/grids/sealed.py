@@ -6,8 +6,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +28,7 @@ from common.crypto import (
 )
 from common.disk import disk_errors
 from common.errors import FailureCode, RefusedError
-from common.flower import CONFIG, ROUND, failure_reply
+from common.flower import CONFIG, ROUND, answering, failure_reply
 from common.memory import return_freed_memory
 from common.transport.records import encode_records, manifest
 from common.transport.sealed import (
@@ -43,55 +42,12 @@ from common.transport.sealed import (
     sealed_content,
 )
 from server.grids.base import WrappingGrid, stream_replies
+from server.grids.outstanding import cancel, pull, push
+from server.grids.sealed_orders import Asked, Batch
 
 log = structlog.get_logger()
 
 _MUCH: Final = 16 << 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Asked:
-    """One order that was sent: what its answer must fit."""
-
-    message: Message
-    record: PartyRecord
-    header: Header
-    order: bytes
-    base: bytes
-
-    def check(self, header: Header) -> None:
-        """Refuse an update to another order, of another run, round or kind, or from another model.
-
-        Raises:
-            SealError: `context`.
-        """
-        asked = self.header
-        expected = (
-            Direction.UP, asked.kind, asked.run_id, asked.server_round, asked.attempt, self.order,
-            asked.config_digest, asked.cohort_digest, self.base,
-        )  # fmt: skip
-        said = (
-            header.direction, header.kind, header.run_id, header.server_round, header.attempt, header.reply_to,
-            header.config_digest, header.cohort_digest, header.base_digest,
-        )  # fmt: skip
-        if said != expected:
-            raise SealError("context")
-
-
-@dataclass(kw_only=True, slots=True)
-class _Batch:
-    """What one call has sealed: each distinct content once, and an order by node id."""
-
-    sealed: dict[int, tuple[Sealed, Blob]] = field(default_factory=dict)
-    orders: dict[int, _Asked] = field(default_factory=dict)
-
-    def close(self) -> None:
-        """Remove the files of ciphertext."""
-        for _, blob in self.sealed.values():
-            if blob.path is not None:
-                with suppress(OSError):  # the plane's folder is emptied when it starts
-                    blob.path.unlink()
-        self.sealed.clear()
 
 
 class SealedGrid(WrappingGrid):
@@ -135,7 +91,9 @@ class SealedGrid(WrappingGrid):
         self._config_digest = config_digest
         self._folder = folder
         self._asked: Counter[tuple[int, int]] = Counter()
-        self._pushed: dict[str, _Batch] = {}
+        self._pushed: dict[str, Batch] = {}
+        self._unknown: dict[str, Message] = {}
+        self._numbers = count(1)
 
     def stream(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Replies as they arrive, opened; nodes without a pinned record fail at once.
@@ -144,7 +102,7 @@ class SealedGrid(WrappingGrid):
             RefusedError: A message is of a kind that is never sealed. Nothing was sent.
             RunError: The disk is full or cannot be written.
         """
-        batch = _Batch()
+        batch = Batch()
         try:
             orders, unknown = self._seal(list(messages), batch)
             yield from unknown
@@ -156,29 +114,64 @@ class SealedGrid(WrappingGrid):
         finally:
             batch.close()
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Seal and send; the ciphertext is kept until all replies have been pulled."""
-        batch = _Batch()
-        orders, _ = self._seal(list(messages), batch)
-        ids = list(self._inner.push_messages(orders))
-        self._pushed |= dict.fromkeys(ids, batch)
-        return ids
+    def push_messages(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[str]:
+        """Seal and send; the ciphertext is kept until nobody waits for any of the replies.
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies to messages that were pushed, opened."""
+        Raises:
+            RefusedError: A message is of a kind that is never sealed. Nothing was sent.
+            RunError: The disk is full or cannot be written.
+        """
+        messages, batch = list(messages), Batch()
+        try:
+            orders, unknown = self._seal(messages, batch)
+            ids = dict(zip((order.metadata.dst_node_id for order in orders), self._sent(orders, timeout), strict=True))
+        except BaseException:
+            batch.close()
+            raise
+        self._pushed |= {message_id: batch for message_id in ids.values() if message_id}
+        self._let_go(batch)
+        for failure in unknown:
+            node = failure.metadata.src_node_id
+            ids[node] = f"unknown-{node}-{next(self._numbers)}"
+            self._unknown[ids[node]] = answering(failure, ids[node])
+        return [ids[message.metadata.dst_node_id] for message in messages]
+
+    def _sent(self, orders: list[Message], timeout: float | None) -> list[str]:
+        return push(self._inner, orders, timeout=timeout) if orders else []
+
+    def pull_messages(self, message_ids: Iterable[str], *, needed: int | None = None) -> list[Message]:
+        """Replies to messages that were pushed, opened; those that nothing could be sealed for are failures."""
+        wanted = list(message_ids)
+        unknown = [self._unknown.pop(message_id) for message_id in wanted if message_id in self._unknown]
+        if unknown:
+            return unknown
         opened = []
-        for reply in self._inner.pull_messages(list(message_ids)):
+        for reply in pull(self._inner, wanted, needed=needed):
             batch = self._pushed.pop(reply.metadata.reply_to_message_id, None)
             if batch is None:
                 continue
             asked = batch.orders.get(reply.metadata.src_node_id)
             if asked is not None:
                 opened.append(self._opened(reply, asked))
-            if not any(pushed is batch for pushed in self._pushed.values()):
-                batch.close()
+            self._let_go(batch)
         return opened
 
-    def _seal(self, messages: list[Message], batch: _Batch) -> tuple[list[Message], list[Message]]:
+    def cancel_messages(self, message_ids: Iterable[str]) -> None:
+        """Wait no more for these."""
+        ids = list(message_ids)
+        cancel(self._inner, ids)
+        for message_id in ids:
+            self._unknown.pop(message_id, None)
+            batch = self._pushed.pop(message_id, None)
+            if batch is not None:
+                self._let_go(batch)
+
+    def _let_go(self, batch: Batch) -> None:
+        """Remove ciphertext that nobody is to fetch any more."""
+        if not any(pushed is batch for pushed in self._pushed.values()):
+            batch.close()
+
+    def _seal(self, messages: list[Message], batch: Batch) -> tuple[list[Message], list[Message]]:
         """The sealed messages, and failures for nodes that nothing can be sealed for."""
         names = {node.node_id: node.name for node in self._inner.get_nodes()}
         orders, unknown = [], []
@@ -197,7 +190,7 @@ class SealedGrid(WrappingGrid):
             content = sealed_content(envelope, blob)
             order = Message(content, meta.dst_node_id, meta.message_type, ttl=meta.ttl, group_id=meta.group_id)
             orders.append(order)
-            batch.orders[meta.dst_node_id] = _Asked(
+            batch.orders[meta.dst_node_id] = Asked(
                 message=order, record=record, header=sealed.header, order=order_id(envelope), base=sealed.digest
             )
         return orders, unknown
@@ -240,7 +233,7 @@ class SealedGrid(WrappingGrid):
                 part.unlink(missing_ok=True)
         return sealed, Blob.of_file(path, sealed.blob_bytes)
 
-    def _opened(self, reply: Message, asked: _Asked) -> Message:
+    def _opened(self, reply: Message, asked: Asked) -> Message:
         """The reply with its content in clear, or the failure that stands for it."""
         if reply.has_error():
             return reply
@@ -252,7 +245,7 @@ class SealedGrid(WrappingGrid):
             return failure_reply(asked.message, FailureCode.INVALID_REPLY)
         return Message(content, metadata=reply.metadata)  # type: ignore[call-overload,no-any-return]
 
-    def _open(self, content: RecordDict, asked: _Asked) -> RecordDict:
+    def _open(self, content: RecordDict, asked: Asked) -> RecordDict:
         envelope, blob = read_sealed(content)
         most = most_reply_bytes(asked.header.plaintext_bytes)
         opening = open_envelope(envelope, sender=asked.record, recipient=self._keys, most_bytes=most)

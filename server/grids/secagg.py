@@ -93,11 +93,11 @@ class SecAggGrid(WrappingGrid):
                 log.warning("sum_not_opened", group=each.group.index, reason=each.refused, survivors=len(survivors))
                 yield from (failure_reply(asked[name], FailureCode.AGGREGATION_ABORTED) for name in survivors)
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:  # noqa: ARG002 - see `Grid`
+    def push_messages(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[str]:  # noqa: ARG002
         """Refused: single replies are masked."""
         raise no_single_replies("under secure aggregation")
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:  # noqa: ARG002 - see `Grid`
+    def pull_messages(self, message_ids: Iterable[str], *, needed: int | None = None) -> list[Message]:  # noqa: ARG002
         """Refused, as `push_messages` is."""
         raise no_single_replies("under secure aggregation")
 

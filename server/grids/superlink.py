@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
 from typing import Final
 
 import structlog
@@ -11,7 +13,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.errors import FailureCode
-from common.flower import NodeInfo, failure_reply
+from common.flower import NodeInfo, answering, failure_reply
 from common.flower_runtime import Packer
 from server.grids.base import WrappingGrid
 
@@ -19,6 +21,19 @@ log = structlog.get_logger()
 
 POLL_SECONDS: Final = 0.25
 """Between two questions whether a reply is there; Flower's own grid waits 3 seconds."""
+
+
+_AT_ONCE: Final = 8
+"""Of how many messages replies are asked for in one call: so many are in memory at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pushed:
+    """A message that was sent, until when its answer counts, and whether the SuperLink refused it."""
+
+    message: Message
+    end: float | None
+    lost: bool
 
 
 class SuperLinkGrid(WrappingGrid):
@@ -50,6 +65,9 @@ class SuperLinkGrid(WrappingGrid):
         self._sites = frozenset(sites)
         self._refuses = refuses
         self._poll_seconds = poll_seconds
+        self._pushed: dict[str, _Pushed] = {}
+        self._here: dict[str, Message] = {}
+        self._numbers = count(1)
 
     def get_nodes(self) -> list[NodeInfo]:
         """The sites' nodes that are online now."""
@@ -86,6 +104,65 @@ class SuperLinkGrid(WrappingGrid):
         ids += [""] * (len(messages) - len(ids))  # a SuperLink that refuses the size of a request takes none of it
         for message, message_id in zip(messages, ids, strict=True):
             yield self._reply(message, message_id, end)
+
+    def push_messages(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[str]:
+        """Send messages; see `OutstandingGrid`.
+
+        Raises:
+            RefusedError: A message is not sealed. Nothing was sent.
+        """
+        packer = Packer()
+        packed = [packer.pack(message) for message in messages]
+        del packer
+        end = None if timeout is None else time.monotonic() + timeout
+        sent = list(self._inner.push_messages(packed)) if packed else []
+        sent += [""] * (len(packed) - len(sent))
+        ids = [message_id or f"unsent-{next(self._numbers)}" for message_id in sent]
+        for message, message_id, was_sent in zip(packed, ids, sent, strict=True):
+            self._pushed[message_id] = _Pushed(message=message, end=end, lost=not was_sent)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str], *, needed: int | None = None) -> list[Message]:  # noqa: ARG002
+        """The next reply, or the failure that stands for it. Waits a little where there is none; a few are in memory.
+
+        One that a cancelled message still gets stays at the SuperLink, which cannot be told.
+        """
+        wanted = {message_id: self._pushed[message_id] for message_id in message_ids if message_id in self._pushed}
+        lost = next((message_id for message_id, pushed in wanted.items() if pushed.lost), None)
+        if lost is not None:
+            return [self._failed(lost, FailureCode.CLIENT_LOST)]
+        if not any(message_id in self._here for message_id in wanted):
+            self._look(list(wanted))
+        for message_id, pushed in wanted.items():
+            if message_id in self._here:
+                reply = self._here.pop(message_id)
+                if reply.metadata.src_node_id != pushed.message.metadata.dst_node_id:
+                    return [self._failed(message_id, FailureCode.CLIENT_LOST)]
+                del self._pushed[message_id]
+                return [reply]
+            if pushed.end is not None and time.monotonic() >= pushed.end:
+                return [self._failed(message_id, FailureCode.DEADLINE_EXCEEDED)]
+        if wanted:
+            time.sleep(self._poll_seconds)
+        return []
+
+    def cancel_messages(self, message_ids: Iterable[str]) -> None:
+        """Wait no more for these."""
+        for message_id in message_ids:
+            self._pushed.pop(message_id, None)
+            self._here.pop(message_id, None)
+
+    def _look(self, message_ids: list[str]) -> None:
+        """Ask for a few replies at a time, until there is one."""
+        for start in range(0, len(message_ids), _AT_ONCE):
+            for reply in self._inner.pull_messages(message_ids[start : start + _AT_ONCE]):
+                self._here[reply.metadata.reply_to_message_id] = reply
+            if self._here:
+                return
+
+    def _failed(self, message_id: str, failure: FailureCode) -> Message:
+        message = self._pushed.pop(message_id).message
+        return answering(failure_reply(message, failure), message_id)
 
     def _reply(self, message: Message, message_id: str | None, end: float | None) -> Message:
         """The answer to one message, or why there is none."""

@@ -91,6 +91,7 @@ class Client:
     budget: Budget = BUDGET
     spools: bool = False
     counts_plain_runs: bool = False
+    time_for: int | None = None
     source: NoiseSource = field(default_factory=SecureNoise)
     signer: PartyKeys | None = None
     peers: Mapping[str, PartyRecord] = field(default_factory=dict)
@@ -118,6 +119,9 @@ class Client:
 
     def noise(self, request, context):
         return self.source
+
+    def most_steps(self, request, context):
+        return self.time_for
 
     def rounding(self, request, context):
         return hashlib.sha256(f"{request.server_round}/{self.name}".encode()).digest()

@@ -124,6 +124,14 @@ class TestWhen:
 class TestWithWhom:
     """A round of one hides nothing."""
 
+    @pytest.mark.parametrize(("buffer_size", "welcome"), [(1, False), (2, False), (3, True), (0, True)])
+    def test_the_smallest_cohort_bounds_the_updates_of_a_step(self, buffer_size, welcome):
+        """However many are at work: a step of an asynchronous run is made of so many updates as its buffer holds."""
+        rules = admission(limits={"smallest_cohort": 3})
+        cohort = json.dumps(["east", "north", "south", "west"])
+        message = request(f"asynchronous.buffer_size={buffer_size}", cohort=cohort)
+        assert admitted(rules, message) is welcome
+
     def test_the_smallest_cohort_counts_different_names(self):
         """This site among them."""
         rules = admission(limits={"smallest_cohort": 3})

@@ -17,6 +17,7 @@ from common.privacy import SampledGaussian
 from common.schema import read_schema
 from common.transport.records import encode_records
 from tests.client.conftest import PRIVATE, initial, plan_of, run, train_message
+from tests.helpers.noise import Silence
 
 QUOTED = "patient-4711-has-diabetes"
 
@@ -147,6 +148,15 @@ class TestPlain:
 
         assert distance(5.0) < distance(0.5) < distance(0.0)
 
+    def test_a_client_that_has_time_for_fewer_steps_takes_so_many(self, client):
+        """As if the run asked for no more; and counts with all its examples."""
+        short, asked = client(time_for=2), client()
+        few = short.answer(train_message(run("training.local_epochs=3")))
+        same = asked.answer(train_message(run("training.local_steps=2")))
+        assert metrics_of(few.content)[WEIGHT] == metrics_of(same.content)[WEIGHT] == 200
+        for name, values in arrays_of(few.content).items():
+            np.testing.assert_array_equal(values, arrays_of(same.content)[name])
+
     def test_a_site_does_not_take_part_without_privacy_unless_it_says_so(self, client):
         """Its ledger admits no release without noise, and nothing is trained."""
         one = client(counts_plain_runs=True)
@@ -186,6 +196,13 @@ class TestPrivate:
         assert set(emitted(list(meta.values()))) <= {*emitted(list(public.values())), "", "train"}
         assert logs == []
         assert capfd.readouterr() == ("", "")
+
+    def test_the_number_of_steps_does_not_depend_on_time(self, client):
+        """The ledger counts all of the plan's steps, and all are taken."""
+        config = run(*PRIVATE)
+        replies = [client(200, source=Silence(), time_for=most).answer(train_message(config)) for most in (1, None)]
+        for name, values in arrays_of(replies[0].content).items():
+            np.testing.assert_array_equal(values, arrays_of(replies[1].content)[name])
 
     def test_neighbours_of_any_size_have_replies_of_one_shape(self, client):
         """Nothing tells how many examples there are, down to the number of bytes."""

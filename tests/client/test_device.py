@@ -62,6 +62,13 @@ def test_a_second_training_waits_for_the_first(tmp_path):
     assert order == ["other", "first", "second"]
 
 
+def test_holders_that_share_it_do_not_wait_for_each_other(tmp_path):
+    """And one who wants it alone waits for all of them."""
+    with device_lock("gpu-0", tmp_path, shared=True), device_lock("gpu-0", tmp_path, shared=True):
+        assert not free(tmp_path / "coterie-gpu-0.lock")
+    assert free(tmp_path / "coterie-gpu-0.lock")
+
+
 def test_a_link_that_somebody_laid_is_not_followed(tmp_path):
     """Everybody may write in a temporary folder; training goes on without the lock."""
     target = tmp_path / "target"
@@ -87,7 +94,7 @@ def test_a_round_locks_the_device_that_it_trains_on(monkeypatch, device, locks):
             return None
 
     monkeypatch.setattr(device_module, "resolve_device", lambda _: torch.device(device))
-    monkeypatch.setattr(device_module, "_name", lambda _: "gpu")
+    monkeypatch.setattr(device_module, "device_name", lambda _: "gpu")
     monkeypatch.setattr(device_module, "device_lock", Lock)
     message = train_message(run())
     reply = device_mod(message, client_context(node_id=2, partition=0), lambda m, _: Message(RecordDict(), reply_to=m))

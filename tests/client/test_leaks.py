@@ -11,7 +11,7 @@ import torch
 
 from client.policy import Policy
 from common.errors import FailureCode
-from common.flower import ARRAYS, METRICS, WEIGHT, arrays_of, failure_of, metrics_of
+from common.flower import ARRAYS, METRICS, WEIGHT, arrays_of, client_context, failure_of, metrics_of
 from common.privacy import Budget
 from common.transport.records import encode_records
 from tests.client.conftest import PRIVATE, plan_of, run, train_message
@@ -108,6 +108,18 @@ class TestRetries:
         first, second = (one.answer(message) for _ in range(2))
         assert b"".join(encode_records(first.content)) == b"".join(encode_records(second.content))
         assert len(one.events) == 1
+
+    def test_a_retry_remembers_what_the_first_answer_did(self, client):
+        """A process that was stopped meanwhile goes on with the norm of the update that it sends again; no reply tells
+        it.
+        """
+        one, message = client(spools=True), train_message(run(*PRIVATE, "privacy.clipping=adaptive"))
+        contexts = [client_context(node_id=2, partition=0) for _ in range(2)]
+        first, second = (one.app(message, context) for context in contexts)
+        assert b"".join(encode_records(first.content)) == b"".join(encode_records(second.content))
+        assert list(second.content) == list(first.content)
+        assert contexts[0].state
+        assert b"".join(encode_records(contexts[0].state)) == b"".join(encode_records(contexts[1].state))
 
     def test_over_another_model_it_is_another_release(self, client):
         """The coordinator went back: the round is trained and paid for again."""

@@ -55,8 +55,11 @@ class TestOwnExamples:
         assert equal(own.test, simulated.test)
 
     @pytest.mark.parametrize(
-        "overrides", [("data.pooled=true",), ("data.partition=iid", "data.clients=3"), ("data.clients=1",)], ids=str
-    )
+        "overrides",
+        [("data.pooled=true",), ("data.partition=iid", "data.clients=3"), ("data.clients=1",),
+         ("data.partition=bootstrap", "data.clients=1000000", "data.client_examples=3")],
+        ids=str,
+    )  # fmt: skip
     def test_settings_of_a_simulation_change_nothing(self, overrides):
         """They say how one machine divides data that it does not have here."""
         config = configuration(*overrides)

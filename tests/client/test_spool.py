@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from client.spool import Release, Spool
 from common.errors import LedgerError
+from tests.client.conftest import PRIVATE, run, train_message
 
 RELEASE = Release(run="a", server_round=3, base="b")
 
@@ -56,3 +57,17 @@ def test_a_disk_that_cannot_be_written_is_an_error_of_ours(tmp_path):
     with pytest.raises(LedgerError):
         Spool(tmp_path, owner="ward-7").save(RELEASE, b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(("setting", "kept"), [("", 1), ("asynchronous.buffer_size=2", 3)])
+def test_an_asynchronous_run_keeps_what_others_may_still_be_asked_for(client, setting, kept):
+    """Clients of a simulation share the folder: one that answers for a new round does not end an old one of another."""
+    config = run(*PRIVATE, *([setting, "asynchronous.max_staleness=2"] if setting else []))
+    ward = client(spools=True)
+    for server_round in (1, 2, 3, 4):
+        assert ward.answer(train_message(config, server_round=server_round)).has_content()
+    folders = [path for path in (ward.folder / "spool").glob("*/*") if path.is_dir()]
+    assert sorted(int(path.name) for path in folders) == [1, 2, 3, 4][-kept:]
+    stored = ward.events
+    ward.answer(train_message(config, server_round=5 - kept))
+    assert ward.events == stored, "what is stored is sent again, not paid for again"

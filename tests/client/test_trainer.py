@@ -106,6 +106,30 @@ class TestPlain:
         train_plain(model, few, TrainingSettings(batch_size=20, **fields), learning_rate=0.1)
         assert [len(batch) for batch in model.seen] == sizes
 
+    @pytest.mark.parametrize(("most", "steps"), [(None, 6), (1, 1), (4, 4), (6, 6), (9, 6)])
+    def test_it_ends_after_the_most_steps_there_is_time_for(self, few, most, steps):
+        """The first ones of the round, to the bit: what is left out changes nothing before it."""
+        whole, part = Watched(), Watched()
+        settings = TrainingSettings(batch_size=20, local_epochs=2)
+        for model, limit in ((whole, None), (part, most)):
+            torch.manual_seed(3)
+            train_plain(model, few, settings, learning_rate=0.1, most_steps=limit)
+        assert len(part.seen) == steps
+        assert all(map(torch.equal, part.seen, whole.seen))
+
+    @pytest.mark.parametrize("shuffle", [True, False])
+    def test_a_model_that_writes_into_its_input_leaves_the_data_alone(self, few, shuffle):
+        """Every batch is a copy."""
+        before = few.inputs.clone()
+
+        class Writing(Watched):
+            def forward(self, x):
+                return super().forward(x.mul_(0))
+
+        settings = TrainingSettings(batch_size=20, local_epochs=2, shuffle=shuffle)
+        train_plain(Writing(), few, settings, learning_rate=0.1)
+        assert torch.equal(few.inputs, before)
+
     def test_without_shuffling_the_order_is_the_data_s(self, few):
         """In every epoch."""
         model = Watched()

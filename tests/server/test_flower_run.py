@@ -102,6 +102,29 @@ class TestRun:
         for message in sites.passed:
             read_sealed(message.content)
 
+    def test_asynchronous_run_gives_the_simulations_model(self, server: Kit, kits: Path, tmp_path: Path) -> None:
+        """What stays open between two steps does so over Flower's runtime, too, and an interruption changes nothing."""
+        for site in HOSPITALS:
+            policy = kits / site / "policy.toml"
+            policy.write_text(policy.read_text().replace("[limits]", "[limits]\nsmallest_cohort = 1"))
+        (tmp_path / "run.toml").write_text(
+            f"{RUN}\n[asynchronous]\nbuffer_size = 1\n".replace("rounds = 2", "rounds = 4")
+        )
+        assert write(tmp_path / "run.toml", kits, tmp_path / "bundle").exit_code == 0
+        text, authorization = read_settings(settings_of(tmp_path / "bundle"))
+        order = read_order(server, text=text, authorization=authorization)
+        sites = Sites(kits)
+        sites.answers_left = len(HOSPITALS) + 1
+        with pytest.raises(KeyboardInterrupt):
+            carry(order, server, sites)
+        sites.answers_left = 1_000
+        folder = carry(order, server, sites)
+        expected = execute(prepare(order.config, folder=tmp_path / "simulated")).arrays
+        assert as_bytes(load_file(folder.path / "model.safetensors")) == as_bytes(dict(sorted(expected.items())))
+        assert [list(row["staleness"].values()) for row in folder.rounds()] == [[0], [1], [1], [1]]
+        for message in sites.passed:
+            read_sealed(message.content)
+
     def test_interrupted_run_goes_on_where_it_was(self, order: Order, server: Kit, kits: Path, tmp_path: Path) -> None:
         """The same bundle started again does the rounds that are left, to the same bytes."""
         sites = Sites(kits)

@@ -18,8 +18,9 @@ from common.flower import ARRAYS, CONFIG, WEIGHT, arrays_of, failure_of, metrics
 from common.models.weights import ModelWeights
 from server.grids import CheckedGrid, FoldingGrid, SpoolingGrid
 from server.roster import CohortView
+from simulations.engines import inline_grid
 from simulations.inline import app_factory
-from simulations.run import Prepared, inline_grid
+from simulations.run import Prepared
 from simulations.sealing import Sealing
 from tests.helpers.runs import as_bytes, configuration, prepared
 
@@ -69,8 +70,8 @@ def grid_over(base: str, wrapper: str, folder: Path, *, data: str = "blobs", tro
     run = prepared(folder, data={"name": data}, model={"options": {"trouble": trouble}})
     names = [client.name for client in run.federation.clients]
     sealing = Sealing.for_clients(names) if SEALED in wrapper else None
-    factory = app_factory(run.sites, sealing.clients if sealing else None)
-    with inline_grid(run, factory, workers=BASES[base]) as grid:
+    keys = sealing.clients if sealing else None
+    with inline_grid(run, lambda sites: app_factory(sites, keys), workers=BASES[base]) as grid:
         yield (WRAPPERS | FOLDED)[wrapper](sealing.around(grid, run.config) if sealing else grid, run)
 
 

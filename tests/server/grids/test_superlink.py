@@ -53,14 +53,16 @@ class SlowSuperLink(ScriptedGrid):
         return list(self.messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        (asked,) = list(message_ids)
+        return [reply for asked in list(message_ids) for reply in self._reply(asked)]
+
+    def _reply(self, asked: str) -> list[Message]:
         self.questions.append(asked)
         message = self.messages[asked]
         node = message.metadata.dst_node_id
         if node in self.silent or self.questions.count(asked) < 2:
             return []
         if node in self.lost:
-            error = Message(Error(code=5, reason="gone"), reply_to=message)
+            error = Message(Error(code=5, reason="gone"), reply_to=stamp(message, message_id=asked))
             error.metadata.__dict__["_src_node_id"] = 1  # as Flower's SuperLink answers for a node that is gone
             return [error]
         content = sealed_content(b"from %d" % node, Blob.of_bytes(b""))
@@ -159,3 +161,71 @@ class TestReplies:
         superlink.push_messages = lambda messages: ids  # type: ignore[method-assign]
         (reply,) = grid_to(superlink).stream(sealed_messages([7]))
         assert failure_of(reply) is FailureCode.CLIENT_LOST
+
+
+class TestOutstandingMessages:
+    """What stays open between two questions, as in an asynchronous run."""
+
+    def test_come_whoever_is_first(self) -> None:
+        """A site that is slow holds up nobody; each reply is taken once, and says what it answers."""
+        superlink = SlowSuperLink([(7, "delta"), (8, "echo")])
+        superlink.questions.append("id-8")  # its reply is there already
+        grid = grid_to(superlink)
+        ids = grid.push_messages(sealed_messages([7, 8]))
+        (first,) = grid.pull_messages(ids, needed=2)
+        assert (answered_by(first), first.metadata.reply_to_message_id) == (b"from 8", ids[1])
+        (second,) = grid.pull_messages(ids, needed=1)
+        assert answered_by(second) == b"from 7"
+        assert grid.pull_messages(ids) == []
+
+    def test_a_question_that_brings_nothing_waits_a_little(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As long as between two questions of a synchronous round; nothing to ask for waits for nothing."""
+        slept: list[float] = []
+        monkeypatch.setattr("server.grids.superlink.time.sleep", slept.append)
+        grid = SuperLinkGrid(SlowSuperLink([(7, "delta")], silent=[7]), SITES, poll_seconds=0.25)
+        ids = grid.push_messages(sealed_messages([7]))
+        assert grid.pull_messages(ids) == []
+        assert grid.pull_messages(["unknown"]) == []
+        assert slept == [0.25]
+
+    def test_late_lost_and_refused_ones_are_failures(self) -> None:
+        """Each for its own reason; what came in time counts."""
+        superlink = SlowSuperLink([(7, "delta"), (8, "echo")], silent=[7], lost=[8])
+        grid = grid_to(superlink)
+        ids = grid.push_messages(sealed_messages([7, 8]), timeout=0)
+        assert failure_of(grid.pull_messages(ids[:1])[0]) is FailureCode.DEADLINE_EXCEEDED
+        superlink.questions.append("id-8")
+        (gone,) = grid.pull_messages(ids[1:])
+        assert (failure_of(gone), gone.metadata.reply_to_message_id) == (FailureCode.CLIENT_LOST, ids[1])
+        superlink.push_messages = lambda messages: [None]  # type: ignore[assignment,list-item,method-assign]
+        (refused,) = grid.push_messages(sealed_messages([7]))
+        (reply,) = grid.pull_messages([refused])
+        assert (failure_of(reply), reply.metadata.reply_to_message_id) == (FailureCode.CLIENT_LOST, refused)
+
+    def test_cancelled_ones_are_not_asked_for_any_more(self) -> None:
+        """A SuperLink cannot be told; what it still gets is left there."""
+        superlink = SlowSuperLink([(7, "delta"), (8, "echo")])
+        grid = grid_to(superlink)
+        ids = grid.push_messages(sealed_messages([7, 8]))
+        grid.cancel_messages(ids[:1])
+        while not (replies := grid.pull_messages(ids)):
+            pass
+        assert answered_by(replies[0]) == b"from 8"
+        assert set(superlink.questions) == {"id-8"}
+
+    def test_few_replies_are_in_memory_however_many_are_there(self) -> None:
+        """They are asked for some at a time, until there is one."""
+        nodes = list(range(2, 42))
+        superlink = SlowSuperLink([(node, "delta") for node in nodes])
+        superlink.questions += [f"id-{node}" for node in nodes]
+        grid = grid_to(superlink)
+        ids = grid.push_messages(sealed_messages(nodes))
+        grid.pull_messages(ids)
+        assert len(superlink.questions) - len(nodes) <= 8
+
+    def test_that_are_not_sealed_never_leave(self) -> None:
+        """Weights in clear are refused before anything is sent."""
+        superlink = SlowSuperLink([(7, "delta")])
+        with pytest.raises(RefusedError):
+            grid_to(superlink).push_messages(train_messages({"w": np.zeros(2, np.float32)}, [7]))
+        assert not superlink.messages
