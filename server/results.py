@@ -10,7 +10,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from safetensors.numpy import save as save_arrays
 from torch import nn
@@ -24,12 +24,16 @@ from common.schema import DataSchema, Examples
 from server.evaluation import majority_accuracy
 from server.job import Observer, Outcome, RoundRecord
 from server.report import write_report
+from server.report.measures import describe_course
 from server.report.tensorboard import EventWriter
 from server.store import RunFolder
 from server.sums import describe_sums
 
 Spent = Callable[[Sequence[str] | None], dict[str, float]]
 """Epsilon spent by client, of these clients or (None) of all, as ledgers say; empty where no ledger is at hand."""
+
+MOST_LISTED: Final = 1000
+"""Of a larger population neither rows nor results list every client."""
 
 
 class RoundKeeper(Observer):
@@ -39,31 +43,47 @@ class RoundKeeper(Observer):
         folder: The run's folder, open for writing.
         spent: What ledgers say.
         plan: The run's privacy plan, or None.
+        clients: The population. A row tells the epsilon of all clients; of more than `MOST_LISTED` that of its cohort.
+
+    Attributes:
+        epsilon: As the last row tells it.
+        most_epsilon: The largest that any row told; 0 where nothing was spent.
     """
 
-    def __init__(self, folder: RunFolder, *, spent: Spent, plan: PrivacyPlan | None) -> None:
+    def __init__(self, folder: RunFolder, *, spent: Spent, plan: PrivacyPlan | None, clients: int = 0) -> None:
         self._folder = folder
         self._spent = spent
         self._plan = plan
+        self._many = clients > MOST_LISTED
         self._events: EventWriter | None = None
-        self.epsilon: dict[str, float] = spent(None)
-        self._check_ledgers()
+        before = self._told_before()
+        self.epsilon: dict[str, float] = spent(list(before) if self._many else None)
+        self.most_epsilon = max(self.epsilon.values(), default=0.0)
+        self._check_ledgers(before)
 
     def round_finished(self, record: RoundRecord) -> None:
         """Append the round; epsilon is read from the ledgers of those who were asked."""
         if self._plan is not None:
-            everybody = self._plan.central  # one release for all, whoever was asked
-            self.epsilon |= self._spent(None if everybody else record.cohort)
+            everybody = self._plan.central and not self._many  # one release for all, whoever was asked
+            now = self._spent(None if everybody else record.cohort)
+            self.epsilon = now if self._many else self.epsilon | now
+            self.most_epsilon = max(self.most_epsilon, *now.values(), 0.0)
         row = {**asdict(record), "epsilon": dict(sorted(self.epsilon.items()))}
         self._folder.append_round(row)
         self._events = self._events or EventWriter(self._folder.path)  # a run that is refused writes nothing
         self._events.write_round(row)
 
-    def _check_ledgers(self) -> None:
+    def _told_before(self) -> dict[str, float]:
+        """What rows of a run that is resumed say last of each client."""
+        told: dict[str, float | None] = {}
+        for row in self._folder.rounds():
+            told |= row.get("epsilon") or {}
+        return {name: math.inf if epsilon is None else epsilon for name, epsilon in told.items()}
+
+    def _check_ledgers(self, before: Mapping[str, float]) -> None:
         """A resumed run goes on with the ledgers that it wrote: fewer events than before would be epsilon not told."""
-        rows = self._folder.rounds()
-        for name, before in (rows[-1].get("epsilon", {}) if rows else {}).items():
-            if self.epsilon.get(name, 0.0) < (math.inf if before is None else before):
+        for name, epsilon in before.items():
+            if self.epsilon.get(name, 0.0) < epsilon:
                 raise LedgerError(
                     f"the ledger of {name} holds less than the run had spent", hint="restore it, or start a new run"
                 )
@@ -121,6 +141,7 @@ def describe_run(
     privacy: Mapping[str, Any] | None,
     seconds: float,
     simulated: bool,
+    population: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The result of a run as JSON values.
 
@@ -135,8 +156,11 @@ def describe_run(
         privacy: What `describe_privacy` says, or None.
         seconds: Wall seconds of the whole run.
         simulated: Whether all clients were on one machine.
+        population: How many `clients` there are, of how many `clients` tells something (`evaluated`), and how many took
+            part (`participated`), where these are not all.
     """
     evaluation = outcome.evaluation
+    measured = [a for facts in clients.values() if (a := facts.get("accuracy")) is not None]
     laps = {name: sum(r["seconds"].get(name, 0.0) for r in rounds) for name in (rounds[0]["seconds"] if rounds else {})}
     return {
         "format": 1,
@@ -153,6 +177,13 @@ def describe_run(
         },
         "missing": dict(sorted(Counter(reason for r in rounds for reason in r["failures"].values()).items())),
         "clients": {name: dict(facts) for name, facts in clients.items()},
+        "population": None if population is None else dict(population),
+        "course": describe_course(
+            rounds,
+            accuracy=evaluation.accuracy if evaluation else None,
+            clients=population["clients"] if population else len(clients),
+            measured=measured,
+        ),
         "privacy": None if privacy is None else dict(privacy),
         "secure_aggregation": describe_sums(config, rounds),
         "model": {"name": config.model.name, "parameters": parameter_count(model)},
@@ -183,7 +214,8 @@ def describe_privacy(
     Args:
         config: The run.
         plan: Its plan.
-        epsilon: What ledgers say was spent, in the plan's own unit, by client.
+        epsilon: What ledgers say was spent, in the plan's own unit, by client; of a large population that of those who
+            are listed, and of whoever spent most.
         taken: How many rounds each client's epsilon counts.
         examples_epsilon: What was spent of each client's examples, where that is known.
         epsilon_is: What `epsilon` counts, for people.

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from common.config import RunConfig, load_config
+from common.config import load_config
 from common.config.cli import Overrides
 from common.config.load import scenario_names
-from common.config.render import to_toml
-from common.errors import ConfigError, RunError
+from common.errors import ConfigError
 from simulations.logs import log_to_stderr
 
 if TYPE_CHECKING:
-    from server.store import RunFolder
+    from simulations.rerun import Original
 
 Engine = Literal["inline", "ray"]
-COMPARISON, PLAIN, INSECURE = "comparison.jsonl", "plain.toml", "insecure-fixed-noise"
+Batching = Literal["auto", "on", "off"]
 
 
 def simulate(  # noqa: PLR0917 - typer reads options from the signature
@@ -45,12 +37,37 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
         str | None,
         typer.Option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, its name, or latest."),
     ] = None,
+    rerun: Annotated[
+        str | None,
+        typer.Option(
+            "--rerun", metavar="RUN", help="Do a finished run again, and check that it is the same to the byte."
+        ),
+    ] = None,
     workers: Annotated[
         str, typer.Option("--workers", help="Processes that train clients: a number, or auto.")
     ] = "auto",
     engine: Annotated[
         Engine, typer.Option("--engine", help="inline, or Flower's simulation runtime on Ray.")
     ] = "inline",
+    ray_address: Annotated[
+        str | None,
+        typer.Option("--ray-address", metavar="ADDRESS", help="A Ray cluster for --engine ray: host:port, or auto."),
+    ] = None,
+    ray_gpus: Annotated[
+        float,
+        typer.Option("--ray-gpus", min=0, help="GPUs, or a share of one, for each client of the cluster."),
+    ] = 0.0,
+    batching: Annotated[
+        Batching | None,
+        typer.Option(
+            "--batching",
+            help="Whether small clients train stacked, as one computation: auto (default) finds out what is quicker.",
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option("--trace", metavar="FILE", help="Devices of the simulated clients, a JSON document a line."),
+    ] = None,
     sealed: Annotated[
         bool, typer.Option("--sealed", help="Seal all messages as between machines; the result is the same to the bit.")
     ] = False,
@@ -70,170 +87,80 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
     """Train across simulated clients; leaves a run folder with model, result and report."""
     log_to_stderr(quiet=quiet or as_json)
     changes = [*(overrides or ()), *(["privacy.unit=example"] if dp else [])]
-    if resume is not None:
-        if source is not None or changes or out is not None or insecure_fixed_noise is not None:
+    fixed = [source, *changes, insecure_fixed_noise, batching, trace]
+    for option, run in (("--resume", resume), ("--rerun", rerun)):
+        if run is not None and (any(given is not None for given in fixed) or (resume is not None and (rerun or out))):
             raise ConfigError(
-                "--resume continues a run as it was",
-                hint="leave out the scenario, --set, --dp, --out and --insecure-fixed-noise",
+                f"{option} takes a run as it was",
+                hint="leave out the scenario, --set, --dp, --insecure-fixed-noise, --batching, --trace"
+                + (" and --out" if resume is not None else ""),
             )
-        config, plain, folder = _reopen(resume, root)
+    if ray_address is not None and engine != "ray":
+        raise ConfigError("--ray-address is for --engine ray", hint="add --engine ray")
+    from client.memory import keep_freed_memory
+    from server.cli import find_run
+    from server.store import RunFolder
+    from simulations.clock import trace_digest
+    from simulations.how import How
+    from simulations.interrupt import interruptible
+    from simulations.runner import carry_out, progress_display, reopen
+
+    how = How(
+        site_file=site, sealed=sealed, batching=batching or "auto", insecure_seed=insecure_fixed_noise, trace=trace
+    )
+    folder, first, record = None, None, None
+    if resume is not None:
+        config, plain, folder = reopen(find_run(resume, root).path)
+        how = How.kept(folder.path)
+    elif rerun is not None:
+        from simulations.rerun import original
+
+        first = original(find_run(rerun, root).path)
+        config, plain, how, record = first.config, first.plain, first.how, first.batching
     else:
         if source is None:
             raise ConfigError("nothing to simulate", hint=f"name a file or a scenario: {', '.join(scenario_names())}")
-        loaded = load_config(source, changes)
-        config, plain, folder = loaded.config, loaded.plain, None
-    seed = insecure_fixed_noise if folder is None else _kept_seed(folder)
-    how = _Options(
-        site_file=site, workers=workers, engine=engine, sealed=sealed, quiet=quiet or as_json, insecure_seed=seed
+        devices = [f"simulation.devices.trace={trace_digest(trace)}"] if trace else []
+        loaded = load_config(source, [*changes, *devices])
+        config, plain = loaded.config, loaded.plain
+    how = replace(
+        how,
+        site_file=site or how.site_file,
+        sealed=sealed or how.sealed,
+        workers=workers,
+        engine=engine,
+        ray_address=ray_address,
+        ray_gpus=ray_gpus,
+        quiet=quiet or as_json,
     )
     how.processes(most=1)
-    from client.memory import keep_freed_memory
-    from simulations.interrupt import interruptible
-
     keep_freed_memory()
-    with interruptible(), _progress_display(quiet=how.quiet) as progress:
-        from server.store import RunFolder
-
-        result, path = _run(config, plain, folder, lambda: RunFolder.create(config, out, root=root), how, progress)
+    with interruptible(), progress_display(quiet=how.quiet) as progress:
+        result, path = carry_out(
+            config,
+            plain,
+            folder,
+            lambda: RunFolder.create(config, out, root=root),
+            how,
+            progress,
+            batching=record,
+        )
+    same = None if first is None else _same(first, path)
     if as_json:
         arms = (result["comparison"] or {}).get("arms", {})
-        typer.echo(json.dumps({**result, **arms, "folder": str(path)}, allow_nan=False))
+        repeated = {} if same is None else {"same_as": same}
+        typer.echo(json.dumps({**result, **arms, "folder": str(path), **repeated}, allow_nan=False))
     else:
         from simulations.tables import print_result
 
         print_result(result, Console(), folder=str(path))
+        if same is not None:
+            typer.echo(f"the same bytes as {same}", err=True)
 
 
-@contextmanager
-def _progress_display(*, quiet: bool) -> Iterator[Progress]:
-    """A progress display on stderr, from the first moment: loading takes seconds. Silent off a terminal."""
-    console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description:>10}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total}"),
-        TextColumn("{task.fields[detail]}", style="bold"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    silent = quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=silent) as progress:
-        progress.add_task("preparing", total=1, detail="loading data, building the model, calibrating noise")
-        yield progress
+def _same(first: Original, path: Path) -> str:
+    """The first run's folder, of which `path` is the same again."""
+    from simulations.rerun import compare_with
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Options:
-    """How a run is carried out; but for the insecure seed none of it changes its result."""
-
-    site_file: Path | None
-    workers: str
-    engine: Engine
-    sealed: bool
-    quiet: bool
-    insecure_seed: int | None
-
-    def processes(self, most: int) -> int:
-        """Worker processes to use, at most `most`."""
-        if self.workers == "auto":
-            return max(1, min(os.cpu_count() or 1, most))
-        if not self.workers.isdecimal() or int(self.workers) < 1:
-            raise ConfigError(f"--workers {self.workers}: expected a number from 1, or auto", hint="try --workers 2")
-        return int(self.workers)
-
-
-def _run(  # noqa: PLR0917
-    config: RunConfig,
-    plain: RunConfig,
-    folder: RunFolder | None,
-    make_folder: Callable[[], RunFolder],
-    how: _Options,
-    progress: Progress,
-) -> tuple[dict[str, Any], Path]:
-    from server.results import Observers
-    from simulations.comparison import check_comparable, compare
-    from simulations.progress import ProgressObserver
-    from simulations.results import FolderObserver, write_results
-    from simulations.run import execute, prepare
-    from simulations.sites import SPOOL
-
-    # Everything that can refuse a run does so before its folder is made.
-    if config.comparison.enabled:
-        check_comparable(config)
-    possible = prepare(config, folder=Path(), site_file=how.site_file, insecure_seed=how.insecure_seed)
-    folder = folder or make_folder()
-    progress.update(progress.task_ids[0], visible=False)
-    begin = perf_counter()
-    try:
-        with folder:
-            folder.write(PLAIN, to_toml(plain).encode())
-            if how.insecure_seed is not None and config.private:
-                folder.write(INSECURE, str(how.insecure_seed).encode())
-                typer.echo("warning: the noise comes from a seed and protects nobody", err=True)
-            _warn(config, clients=len(possible.federation.clients), quiet=how.quiet)
-            prepared = possible.in_folder(folder.path)
-            keeper = FolderObserver(prepared, folder)
-            shown = ProgressObserver(
-                progress, keeper, rounds=config.rounds, target_epsilon=config.privacy.target_epsilon
-            )
-            outcome = execute(
-                prepared,
-                workers=how.processes(config.cohort.size or len(prepared.federation.clients)),
-                engine=how.engine,
-                sealed=how.sealed,
-                folder=folder,
-                observer=Observers([keeper, shown]),
-            )
-            keeper.close()
-            comparison = None
-            if config.comparison.enabled:
-                comparison = compare(
-                    prepared,
-                    outcome,
-                    plain,
-                    results_file=folder.path / COMPARISON,
-                    workers=how.processes(most=os.cpu_count() or 1),
-                    on_result=shown.comparison,
-                )
-            seconds = perf_counter() - begin
-            result = write_results(prepared, outcome, folder, seconds=seconds, comparison=comparison)
-            shutil.rmtree(folder.path / SPOOL, ignore_errors=True)  # nobody asks for these updates again
-    except KeyboardInterrupt:
-        words = ["--resume", str(folder.path), *(["--site", str(how.site_file)] if how.site_file else [])]
-        typer.echo(f"interrupted; continue with: coterie simulate {shlex.join(words)}", err=True)
-        raise
-    return result, folder.path
-
-
-def _warn(config: RunConfig, *, clients: int, quiet: bool) -> None:
-    """What a person should know of secure aggregation before it starts."""
-    from common.secagg_plan import warnings_of
-
-    for warning in () if quiet else warnings_of(config, clients):
-        typer.echo(f"warning: {warning}", err=True)
-
-
-def _reopen(run: str, root: Path) -> tuple[RunConfig, RunConfig, RunFolder]:
-    from server.cli import find_run
-    from server.store import RunFolder
-
-    path = find_run(run, root).path
-    folder = RunFolder.resume(path)
-    if folder.read_result() is not None:
-        folder.close()
-        raise RunError(f"{path} is complete", hint=f"see {path}/report.html, or start a new run")
-    config, plain = folder.config(), path / PLAIN
-    if config.comparison.enabled and not plain.is_file():
-        folder.close()
-        raise RunError(f"{plain} is missing, which the comparison needs", hint="start a new run")
-    return config, load_config(plain).config if plain.is_file() else config, folder
-
-
-def _kept_seed(folder: RunFolder) -> int | None:
-    """The seed of a run that was started with fixed noise."""
-    path = folder.path / INSECURE
-    try:
-        return int(path.read_text()) if path.is_file() else None
-    except ValueError as e:
-        raise RunError(f"{path} is damaged", hint="start a new run") from e
+    compare_with(first, path)
+    return str(first.path)

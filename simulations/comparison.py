@@ -73,6 +73,11 @@ def check_comparable(config: RunConfig) -> None:
             "a comparison judges the last round of every run",
             hint="set evaluation.select = 'last' and evaluation.patience = 0, or comparison.enabled = false",
         )
+    if config.simulation.virtual or config.asynchronous.buffer_size:
+        raise ConfigError(
+            "a comparison also trains each site alone, which has nobody to be late for",
+            hint="leave out simulation.devices and asynchronous, or set comparison.enabled = false",
+        )
     if config.data.partition != "natural" or config.data.pooled:
         raise ConfigError(
             "comparison.enabled compares sites, which only a natural partition has",

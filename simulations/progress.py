@@ -6,7 +6,7 @@ from rich.progress import Progress, TaskID
 
 from common.errors import FailureCode
 from server.coordinator import Observer, RoundRecord
-from server.report.words import ceiling
+from server.report.words import NARROW, ceiling, duration
 from simulations.results import FolderObserver
 
 
@@ -53,6 +53,8 @@ class ProgressObserver(Observer):
         loss = record.train_loss if record.loss is None else record.loss
         if loss is not None:
             parts.append(f"loss {loss:.3f}")
+        if record.clock is not None:
+            parts.append(f"{duration(record.clock.at_seconds)} on the clock".replace(NARROW, " "))
         if self._keeper.epsilon:
             spent = max(self._keeper.epsilon.values())
             parts.append(f"epsilon {ceiling(spent)}" + (f" of {self._target:g}" if self._target else ""))

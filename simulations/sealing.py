@@ -20,7 +20,7 @@ from common.config import RunConfig
 from common.crypto import NO_ID, PartyKeys, PartyRecord, Role, Suite
 from common.crypto.keys import SEED_BYTES
 from common.disk import atomic_file, disk_errors
-from common.errors import FailureCode, PeerError
+from common.errors import FailureCode, PeerError, RunError
 from server.grids import SealedGrid
 
 KEYS: Final = "parties.seed"
@@ -65,19 +65,26 @@ class Sealing:
     clients: SimulatedKeys
 
     @classmethod
-    def for_clients(cls, names: Sequence[str], *, folder: Path | None = None) -> Self:
+    def for_clients(cls, names: Sequence[str], *, folder: Path | None = None, in_files: bool = False) -> Self:
         """Keys for a coordinator and these clients, in the order of their partitions.
 
         Args:
             names: The clients'.
             folder: Of the run: one that is resumed goes on with the keys that signed what is in it. None forgets them.
+            in_files: Whether the clients read their keys from the folder, each its own: they are on several machines.
 
         Raises:
-            RunError: The folder cannot be read or written.
+            RunError: The folder cannot be read or written, or none was named for keys in files.
         """
         secret = os.urandom(_SECRET_BYTES) if folder is None else _kept_secret(folder / KEYS)
         coordinator = _derived(secret, "coordinator", "coordinator")
         sites = tuple(_derived(secret, name, "site") for name in names)
+        if in_files:
+            from simulations.cluster.keys import write_keys
+
+            if folder is None:
+                raise RunError("keys in files need a run folder", hint="name one that all machines share")
+            return cls(coordinator=coordinator, clients=write_keys(folder, sites, coordinator.record))
         return cls(coordinator=coordinator, clients=SimulatedKeys(coordinator=coordinator.record, sites=sites))
 
     @property

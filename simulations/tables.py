@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from common.guarantee import against
-from server.report.words import ceiling
+from server.report.record import BatchingFacts
+from server.report.words import NARROW, ceiling, duration, how_trained, percent
 
 _ARMS = (
     ("federated", "all sites, federated"),
@@ -39,29 +40,18 @@ def _single(result: dict[str, Any]) -> RenderableType:
         table.add_row("accuracy", f"{result['accuracy']:.3f} on held-out examples {baseline}")
         if result["loss"] is not None:  # a model can overflow on examples that it was not trained on
             table.add_row("loss", f"{result['loss']:.3f}")
+    course = result.get("course") or {}
     accuracies = [c["accuracy"] for c in result["clients"].values() if c["accuracy"] is not None]
     if accuracies:
-        table.add_row("per client", f"worst {min(accuracies):.3f}, best {max(accuracies):.3f}")
+        table.add_row("per client", _per_client(accuracies, course.get("fairness")))
     stopped = " (stopped early)" if result["status"] == "stopped-early" else ""
     table.add_row("rounds", f"{result['rounds']}{stopped}, model of round {result['selected_round']}")
-    privacy = result["privacy"]
-    if privacy is None:
-        table.add_row("privacy", "none: updates may reveal training examples")
-    else:
-        worst = max(privacy["epsilon"].values(), default=0.0)
-        table.add_row(
-            "privacy",
-            f"epsilon {ceiling(worst)}, delta {privacy['target_delta']:g} at the client that spent most; "
-            f"unit: one {privacy['unit']}, neighbouring by {privacy['relation']}",
-        )
-        if privacy["unit"] == "client":
-            examples = max(privacy["examples_epsilon"].values(), default=0.0)
-            held = against(privacy["trust"], (privacy["shares"] or {}).get("colluding"))
-            told = f"{held}; one example at a site: epsilon {ceiling(examples)}"
-            table.add_row("", told)
-        if privacy.get("insecure_fixed_noise"):
-            table.add_row("", "[red]the noise came from a seed and protects nobody[/red]")
-        table.add_row("", "accuracy was computed inside the simulation and is not released")
+    for label, text in _virtual(course):
+        table.add_row(label, text)
+    if trained := how_trained(BatchingFacts.model_validate(result.get("batching") or {})):
+        table.add_row("training", _plain(trained))
+    for label, text in _privacy(result["privacy"]):
+        table.add_row(label, text)
     if sums := result.get("secure_aggregation"):
         table.add_row("sums", _sums(sums))
     if missing := result.get("missing"):
@@ -69,6 +59,63 @@ def _single(result: dict[str, Any]) -> RenderableType:
         table.add_row("missing", f"replies that did not come: {told}")
     table.add_row("time", f"{result['seconds']['total']:.1f} s")
     return table
+
+
+def _privacy(privacy: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What was spent, by whom, and against whom it holds."""
+    if privacy is None:
+        return [("privacy", "none: updates may reveal training examples")]
+    worst = max(privacy["epsilon"].values(), default=0.0)
+    lines = [
+        (
+            f"epsilon {ceiling(worst)}, delta {privacy['target_delta']:g} at the client that spent most; "
+            f"unit: one {privacy['unit']}, neighbouring by {privacy['relation']}"
+        )
+    ]
+    if privacy["unit"] == "client":
+        examples = max(privacy["examples_epsilon"].values(), default=0.0)
+        held = against(privacy["trust"], (privacy["shares"] or {}).get("colluding"))
+        lines.append(f"{held}; one example at a site: epsilon {ceiling(examples)}")
+    if privacy.get("insecure_fixed_noise"):
+        lines.append("[red]the noise came from a seed and protects nobody[/red]")
+    lines.append("accuracy was computed inside the simulation and is not released")
+    return [("" if number else "privacy", line) for number, line in enumerate(lines)]
+
+
+def _per_client(accuracies: list[float], fairness: dict[str, Any] | None) -> str:
+    """How evenly the model serves clients: of few the extremes, of many tenths."""
+    if fairness is None or fairness["clients"] < 10:
+        return f"worst {min(accuracies):.3f}, best {max(accuracies):.3f}"
+    return (
+        f"worst tenth {fairness['worst_tenth']:.3f}, median {fairness['median']:.3f}, "
+        f"best tenth {fairness['best_tenth']:.3f}"
+    )
+
+
+def _virtual(course: dict[str, Any]) -> list[tuple[str, str]]:
+    """Virtual time, staleness and participation, as far as the run has them."""
+    lines = []
+    if clock := course.get("virtual"):
+        times = [f"{percent(r['share'], 0)} of the accuracy after {duration(r['seconds'])}" for r in _timed(course)]
+        lines.append(("virtual time", "; ".join([duration(clock["seconds"]), *times])))
+        work = f"{duration(clock['work_seconds'])} of devices, {percent(clock['wasted_share'])} of it wasted"
+        lines.append(("work", work))
+    if stale := course.get("staleness"):
+        lines.append(("staleness", f"mean {stale['mean']:.2f}, at most {stale['most']}"))
+    taken = course.get("participation")
+    if taken and taken["gini"] > 0:
+        lines.append(("took part", f"{taken['took_part']:,} of {taken['clients']:,} clients, Gini {taken['gini']:.2f}"))
+    return [(label, _plain(text)) for label, text in lines]
+
+
+def _timed(course: dict[str, Any]) -> list[dict[str, Any]]:
+    """When shares of the final accuracy were reached, without the first of them: a line has little room."""
+    return [found for found in course.get("reached") or [] if found["seconds"] is not None][1:]
+
+
+def _plain(text: str) -> str:
+    """Narrow spaces are not narrow on a terminal."""
+    return text.replace(NARROW, " ")
 
 
 def _sums(sums: dict[str, Any]) -> str:
@@ -162,9 +209,9 @@ def _table(first: str, *others: str) -> Table:
 
 def _title(result: dict[str, Any]) -> str:
     model, data = result["model"], result["data"]
-    clients = len(result["clients"])
+    clients = (result.get("population") or {}).get("clients") or len(result["clients"])
     return (
-        f"{result['name']}: {model['name']} ({model['parameters']:,} parameters) on {data['name']}, {clients} clients"
+        f"{result['name']}: {model['name']} ({model['parameters']:,} parameters) on {data['name']}, {clients:,} clients"
     )
 
 

@@ -60,6 +60,10 @@ def _asynchronous(config: RunConfig) -> Iterator[Rule]:
         "asynchronous.buffer_size", "is more than cohort.size, the clients that are at work at a time", "lower it",
     )  # fmt: skip
     yield (
+        on and c.min_survivors > size,
+        "cohort.min_survivors", "is more than asynchronous.buffer_size, the updates of a step", "lower it",
+    )  # fmt: skip
+    yield (
         on and config.strategy.name in _NEEDS_EACH_REPLY,
         "strategy.name", f"{config.strategy.name} compares updates to one model, asynchronous.buffer_size mixes more",
         "use fedavg, fedprox, fedavgm, fedadam, fedyogi or fedadagrad",

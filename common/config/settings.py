@@ -322,7 +322,7 @@ class SeedSettings(Settings):
 
 
 class ComparisonSettings(Settings):
-    """A study beside the run: each client alone, federated, with privacy and pooled, over identical folds."""
+    """A comparison beside the run: each client alone, federated, with privacy and pooled, over identical folds."""
 
     enabled: bool = Field(False, description="Whether to run it; needs data.folds.")
 

@@ -46,7 +46,7 @@ class SiteRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Study:
+class Compared:
     """What the page shows of a comparison."""
 
     folds: int
@@ -58,12 +58,12 @@ class Study:
     figure: Figure | None
 
 
-def study(comparison: Comparison | None) -> Study | None:
+def compared(comparison: Comparison | None) -> Compared | None:
     """The comparison's tables, chart and verdict; None where there was none."""
     if comparison is None:
         return None
     rows = _site_rows(comparison)
-    return Study(
+    return Compared(
         folds=comparison.folds,
         test_majority=comparison.test_majority,
         arms=_arm_rows(comparison),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from pydantic import BaseModel
 
 from common.config import RunConfig
@@ -15,12 +13,16 @@ from common.config.load import setting_fields
 from common.disk import atomic_file
 from server.report import words
 from server.report.clients import MAX_ROWS, accuracy_by_client_figure, partition_figures
-from server.report.comparison import LABELS, gain_text, study
+from server.report.comparison import LABELS, compared
+from server.report.fairness import even, participation_figure
+from server.report.measures import work
 from server.report.privacy import PrivacyBox, privacy_box
 from server.report.record import Record, RoundRow, read_record
 from server.report.rounds import accuracy_figure, epsilon_figure, failures_figure, loss_figure, time_figure, time_spent
 from server.report.sums import sums_box
 from server.report.svg import Figure, thin
+from server.report.template import filled
+from server.report.virtual import virtual_box
 
 REPORT = "report.html"
 
@@ -66,33 +68,35 @@ def write_report(folder: Path) -> Path:
 
 def render(record: Record) -> str:
     """The page of a run."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        ceiling=words.ceiling, duration=words.duration, gain=gain_text, number=words.number, percent=words.percent
-    )
-    template = environment.from_string(files("server.report").joinpath("page.html").read_text(encoding="utf-8"))
     result, privacy = record.result, privacy_box(record, MAX_ROWS)
     evaluation = result.evaluation if result else None
-    return template.render(
-        name=(result and result.name) or record.config.name,
-        state=STATES.get(result.status, result.status or "completed") if result else "not finished",
-        finished=result is not None,
-        simulated=bool(result and result.simulated),
-        outcome=words.outcome(record),
-        tiles=_tiles(record, privacy),
-        private=privacy,
-        sums=sums_box(record),
-        unreleased=evaluation is not None and not evaluation.released,
-        study=study(result.comparison if result else None),
-        arm_labels=LABELS,
-        course=_present(*(figure(record) for figure in COURSE)),
-        all_answered=bool(record.rounds) and not any(row.failures for row in record.rounds),
-        clients=_present(accuracy_by_client_figure(record), *partition_figures(record)),
-        spread=_spread(record),
-        rounds=_round_rows(record.rounds),
-        rounds_on_record=len(record.rounds),
-        settings=settings_of(record.config),
-    )
+    values = {
+        "name": (result and result.name) or record.config.name,
+        "state": STATES.get(result.status, result.status or "completed") if result else "not finished",
+        "finished": result is not None,
+        "simulated": bool(result and result.simulated),
+        "outcome": words.outcome(record),
+        "tiles": _tiles(record, privacy),
+        "private": privacy,
+        "sums": sums_box(record),
+        "unreleased": evaluation is not None and not evaluation.released,
+        "compared": compared(result.comparison if result else None),
+        "arm_labels": LABELS,
+        "course": _present(*(figure(record) for figure in COURSE)),
+        "all_answered": bool(record.rounds) and not any(row.failures for row in record.rounds),
+        "how_trained": words.how_trained(record.batching),
+        "virtual": virtual_box(record),
+        "clients": _present(
+            accuracy_by_client_figure(record), *partition_figures(record), participation_figure(record)
+        ),
+        "even": even(record),
+        "sample": words.sample(result),
+        "spread": _spread(record),
+        "rounds": _round_rows(record.rounds),
+        "rounds_on_record": len(record.rounds),
+        "settings": settings_of(record.config),
+    }
+    return filled("page.html", values)
 
 
 def _present(*figures: Figure | None) -> list[Figure]:
@@ -116,7 +120,9 @@ def _tiles(record: Record, privacy: PrivacyBox | None) -> list[Tile]:
     if result and result.clients:
         examples = sum(client.train_examples or 0 for client in result.clients.values())
         note = words.count(examples, "training example") if examples else ""
-        tiles.append(Tile(label="Clients", value=words.number(len(result.clients)), note=note))
+        everybody = (result.population and result.population.clients) or len(result.clients)
+        note = note if everybody == len(result.clients) else f"{words.number(len(result.clients))} of them measured"
+        tiles.append(Tile(label="Clients", value=words.number(everybody), note=note))
     done = result.rounds if result and result.rounds is not None else len(record.rounds)
     selected = result.selected_round if result else None
     note = f"of {config.rounds}" + (f"; the result is round {selected}" if selected is not None else "")
@@ -124,6 +130,10 @@ def _tiles(record: Record, privacy: PrivacyBox | None) -> list[Tile]:
     parameters = result.model.parameters if result else None
     note = words.count(parameters, "parameter") if parameters is not None else ""
     tiles.append(Tile(label="Model", value=(result and result.model.name) or config.model.name, note=note))
+    virtual = work(record.rounds)
+    if virtual is not None:
+        note = f"{words.percent(virtual.wasted_share)} of the work wasted"
+        tiles.append(Tile(label="Virtual time", value=words.duration(virtual.seconds), note=note))
     spent = time_spent(record)
     if spent:
         per_round = f"{words.duration(sum(spent.values()) / done)} a round" if done else ""

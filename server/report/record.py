@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from common.config import RunConfig
+from common.disk import disk_errors
 from common.errors import RunError
 from server.store import RunFolder
 
@@ -56,6 +57,14 @@ class AggregationRow(Document):
     groups: list[SumRow] = []
 
 
+class ClockRow(Document):
+    """A round in virtual time: when it ended, how long devices were at work for it, and how much of that was wasted."""
+
+    at_seconds: float
+    work_seconds: float = 0.0
+    wasted_seconds: float = 0.0
+
+
 class RoundRow(Document):
     """One line of `rounds.jsonl`."""
 
@@ -69,6 +78,8 @@ class RoundRow(Document):
     epsilon: dict[str, Epsilon] = {}
     seconds: dict[str, Measure] = {}
     aggregation: AggregationRow | None = None
+    staleness: dict[str, int] | None = None
+    clock: ClockRow | None = None
 
 
 class ClientResult(Document):
@@ -109,6 +120,31 @@ class EvaluationResult(Document):
 
     examples: int | None = None
     released: bool = True
+
+
+class ProbeFacts(Document):
+    """What a round cost while it was found out which way of training is quicker."""
+
+    stacked: bool = False
+    cpu_seconds: float = 0.0
+    weight: float = 0.0
+
+
+class BatchingFacts(Document):
+    """Whether clients trained stacked, as one computation, or one by one; `why` they could not be stacked."""
+
+    batching: str = ""
+    why: str = ""
+    stacked: bool | None = None
+    probes: list[ProbeFacts] = []
+
+
+class PopulationFacts(Document):
+    """How many clients there are, where these are too many to be measured one by one."""
+
+    clients: int | None = None
+    evaluated: int | None = None
+    participated: int | None = None
 
 
 class ModelFacts(Document):
@@ -183,6 +219,7 @@ class Result(Document):
     majority_accuracy: Measure = None
     evaluation: EvaluationResult | None = None
     clients: dict[str, ClientResult] = {}
+    population: PopulationFacts | None = None
     privacy: PrivacyResult | None = None
     model: ModelFacts = ModelFacts()
     data: DataFacts = DataFacts()
@@ -198,6 +235,7 @@ class Record:
     config: RunConfig
     rounds: tuple[RoundRow, ...]
     result: Result | None
+    batching: BatchingFacts | None = None
 
 
 def read_record(folder: Path) -> Record:
@@ -213,6 +251,7 @@ def read_record(folder: Path) -> Record:
         config=run.config(),
         rounds=tuple(_checked(RoundRow, rows[key], folder / "rounds.jsonl") for key in sorted(rows)),
         result=None if result is None else parse_result(result, folder),
+        batching=_batching(folder / "batching.json"),
     )
 
 
@@ -223,6 +262,18 @@ def parse_result(document: dict[str, Any], folder: Path) -> Result:
         RunError: It is damaged.
     """
     return _checked(Result, document, folder / "result.json")
+
+
+def _batching(path: Path) -> BatchingFacts | None:
+    """How a simulation trained its clients; None of a run that does not say."""
+    with disk_errors(path, "read"):
+        text = path.read_bytes() if path.is_file() else None
+    if text is None:
+        return None
+    try:
+        return BatchingFacts.model_validate_json(text)
+    except ValidationError as e:
+        raise RunError(f"{path} is damaged", hint="restore the file, or run again") from e
 
 
 def _checked(model: type[D], document: dict[str, Any], path: Path) -> D:

@@ -143,7 +143,7 @@ class Plot:
         if x_label:
             self.text((self.left + self.right) / 2, self.bottom + 31, x_label, css="label", anchor="middle")
         if y_label:
-            self.text(self.left - 7, self.top - 12, y_label, css="label", anchor="end")
+            self.text(2, self.top - 12, y_label, css="label")
 
     def _rule(self, x1: float, y1: float, x2: float, y2: float, css: str) -> None:
         self._marks.append(tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=css))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from common.errors import FailureCode
-from server.report.record import Record
+from server.report.record import BatchingFacts, Record, Result
 
 NARROW = "\u202f"
 """A narrow space that does not break: between a number and its unit."""
@@ -59,6 +59,10 @@ def duration(seconds: float | None) -> str:
         return f"{seconds * 1000:.0f}{NARROW}ms"
     if seconds < 90:
         return f"{seconds:.{1 if seconds < 10 else 0}f}{NARROW}s"
+    if seconds >= 72 * 3600:
+        return f"{number(seconds / 86400)}{NARROW}days"
+    if seconds < 600:
+        return f"{seconds / 60:.1f}{NARROW}min"
     minutes = round(seconds / 60)
     return f"{minutes}{NARROW}min" if minutes < 90 else f"{minutes // 60}{NARROW}h {minutes % 60:02d}{NARROW}min"
 
@@ -88,6 +92,37 @@ def quantiles(values: Sequence[float]) -> list[tuple[str, float]]:
     return [*((name, ranked[round(share * last)]) for name, share in named), ("largest", ranked[-1])]
 
 
+def how_trained(facts: BatchingFacts | None) -> str:
+    """Whether clients trained stacked, and why; empty where that is not on record."""
+    if facts is None or not facts.batching:
+        return ""
+    if facts.why:
+        return f"Clients trained one by one: {facts.why}."
+    if facts.batching != "auto" and facts.stacked is not None:
+        return f"Clients trained {'stacked, as one computation' if facts.stacked else 'one by one'}, as asked for."
+    if facts.stacked is None:
+        return "Which way of training clients is quicker, stacked or one by one, was being measured."
+    cost = {
+        way: min((p.cpu_seconds / p.weight for p in facts.probes if p.stacked is way and p.weight > 0), default=0.0)
+        for way in (True, False)
+    }
+    measured = ""
+    if cost[True] > 0 and cost[False] > 0:
+        slower, quicker = max(cost.values()), min(cost.values())
+        measured = f": {number(slower / quicker, 2)} times as quick as the other way, in processor time"
+    chosen = "stacked, as one computation" if facts.stacked else "one by one"
+    return f"After {count(len(facts.probes), 'round')} of trying both ways, clients trained {chosen}{measured}."
+
+
+def sample(result: Result | None) -> str:
+    """Says so where the clients that were measured are only some of all; empty where they are all."""
+    facts = result.population if result else None
+    if result is None or facts is None or facts.clients is None or facts.clients <= len(result.clients):
+        return ""
+    part = f"; {number(facts.participated)} of them took part" if facts.participated is not None else ""
+    return f"{number(facts.clients)} clients{part}. What follows of single clients is of {number(len(result.clients))}."
+
+
 def outcome(record: Record) -> list[str]:
     """What was trained and how it went: the sentences below the page's title."""
     result, config, done = record.result, record.config, len(record.rounds)
@@ -96,8 +131,9 @@ def outcome(record: Record) -> list[str]:
     if result is None:
         progress = f"{count(done, 'round')} of {number(config.rounds)} {'is' if done == 1 else 'are'} on record"
         return [f"Training {model} on {data} has not finished: {progress}."]
-    who = count(len(result.clients), "client") if result.clients else "The clients"
-    together = "together, without pooling their data, " if len(result.clients) != 1 else ""
+    everybody = (result.population and result.population.clients) or len(result.clients)
+    who = count(everybody, "client") if everybody else "The clients"
+    together = "together, without pooling their data, " if everybody != 1 else ""
     sentences = [f"{who} trained {model} on {data} {together}in {count(result.rounds or done, 'round')}."]
     if result.status == "stopped-early":
         sentences.append(f"Training stopped early, after {result.rounds or done} of {config.rounds} rounds.")

@@ -33,7 +33,13 @@ def _secagg(*, quick: bool) -> dict[str, float]:
     return suite.figures(quick=quick)
 
 
-BENCHMARKS = {"engine": engine.figures, "dp": _dp, "plane": _plane, "secagg": _secagg}
+def _cohort(*, quick: bool) -> dict[str, float]:
+    from simulations.benchmarks.cohort import suite
+
+    return suite.figures(quick=quick)
+
+
+BENCHMARKS = {"engine": engine.figures, "cohort": _cohort, "dp": _dp, "plane": _plane, "secagg": _secagg}
 
 
 def main(
@@ -43,7 +49,8 @@ def main(
         bool,
         typer.Option(
             "--quick",
-            help="Fewer pairs: engine ends within 45 s, dp and secagg within 150 s, plane within 180 s.",
+            help="Fewer pairs: engine ends within 45 s, cohort within 60 s, dp and secagg within 150 s, plane within "
+            "180 s.",
         ),
     ] = False,
 ) -> None:

@@ -30,6 +30,7 @@ FAILURES = {
     "not-in-epoch": 1009,
     "aggregation-refused": 1010,
     "aggregation-aborted": 1011,
+    "stale-update": 1012,
 }
 
 

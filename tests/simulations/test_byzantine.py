@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from common.flower import ARRAYS, CONFIG, arrays_of, to_record
 from common.models.weights import ModelWeights
+from simulations.engines import inline_grid
 from simulations.inline import app_factory
-from simulations.run import inline_grid
 from tests.helpers.runs import as_bytes, prepared, run
 
 
@@ -21,7 +21,7 @@ def replies(folder: Path, **changes: Any) -> tuple[dict[str, Any], list[dict[str
     start = ModelWeights(possible.model).copy()
     config = ConfigRecord({"run": possible.config.canonical_json(), "server-round": 1})
     content = RecordDict({ARRAYS: to_record(start), CONFIG: config})
-    with inline_grid(possible, app_factory(possible.sites), workers=1) as grid:
+    with inline_grid(possible, app_factory, workers=1) as grid:
         sent = [Message(content, node, "train") for node in grid.get_node_ids()]
         return start, [arrays_of(reply.content) for reply in grid.send_and_receive(sent)]
 

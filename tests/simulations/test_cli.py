@@ -215,7 +215,7 @@ class TestResume:
         capsys.readouterr()
         assert simulate(write(), "--out", "here") == 130
         err = capsys.readouterr().err
-        assert f"coterie simulate --resume here --site {SITE}" in err
+        assert "coterie simulate --resume here\n" in err
         assert coterie(*err.splitlines()[0].partition("coterie ")[2].split(), "--json") == 0
         assert json.loads(capsys.readouterr().out)["rounds"] == 3
         assert Path("here/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()

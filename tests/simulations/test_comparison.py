@@ -81,6 +81,14 @@ class TestArms:
         with pytest.raises(ConfigError, match="natural"):
             check_comparable(configuration(data={**FOLDS["data"], **data}))
 
+    @pytest.mark.parametrize(
+        "changes", [{"simulation": {"devices": {"examples_per_second": 1.0}}}, {"asynchronous": {"buffer_size": 2}}]
+    )
+    def test_have_no_clock(self, changes: dict[str, Any]) -> None:
+        """Who trains alone waits for nobody."""
+        with pytest.raises(ConfigError, match="trains each site alone"):
+            check_comparable(configuration(**FOLDS, **changes))
+
 
 class TestFold:
     def test_is_judged_on_every_site(self, tmp_path: Path) -> None:
@@ -181,7 +189,7 @@ class TestWhole:
         here = self.compare(tmp_path, "here", "--workers", "1")
         there = self.compare(tmp_path, "there", "--workers", "2")
         assert here == there
-        from tests.simulations.test_workers import keepers
+        from tests.simulations.pool.test_pool import keepers
 
         assert children() - before - keepers() == set()
 

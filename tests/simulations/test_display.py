@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from common.errors import FailureCode
 from server.coordinator import RoundRecord
+from server.job import ClockRecord
 from server.store import RunFolder
 from simulations.comparison import summarise
 from simulations.progress import ProgressObserver
@@ -45,6 +46,18 @@ def document(**changes: Any) -> dict[str, Any]:
         "comparison": None,
     }
     return {**base, **changes}
+
+
+COURSE = {
+    "reached": [
+        {"share": share, "accuracy": share, "server_round": r, "seconds": 600.0 * r}
+        for share, r in ((0.9, 1), (0.95, 2), (0.99, 3))
+    ],
+    "virtual": {"seconds": 3600.0, "work_seconds": 18000.0, "wasted_seconds": 4500.0, "wasted_share": 0.25},
+    "staleness": {"mean": 1.5, "most": 7},
+    "participation": {"clients": 1_000_000, "took_part": 40, "fewest": 0, "median": 0, "most": 3, "gini": 0.9},
+    "fairness": {"clients": 50, "worst_tenth": 0.3, "median": 0.6, "best_tenth": 0.9, "deviation": 0.2},
+}
 
 
 class TestTables:
@@ -92,6 +105,33 @@ class TestTables:
         ]
         assert "b alone" in printed(document(comparison=summarise(rows, configuration(**FOLDS))))
 
+    def test_virtual_time_and_what_came_to_nothing(self) -> None:
+        """How long on the clock, when the accuracy was all but there, and what work was wasted."""
+        text = printed(document(course=COURSE))
+        assert "virtual time  60 min; 95 % of the accuracy after 20 min; 99 % of the accuracy after 30 min" in text
+        assert "work          5 h 00 min of devices, 25.0 % of it wasted" in text
+
+    def test_staleness_and_participation(self) -> None:
+        """How far behind updates were, and how unevenly they came."""
+        text = printed(document(course=COURSE))
+        assert "staleness     mean 1.50, at most 7" in text
+        assert "took part     40 of 1,000,000 clients, Gini 0.90" in text
+
+    def test_fairness_of_many_clients(self) -> None:
+        """Of many the worst and best tenth instead of the very worst and best, which are chance."""
+        text = printed(document(course=COURSE))
+        assert "per client    worst tenth 0.300, median 0.600, best tenth 0.900" in text
+
+    def test_population_beyond_those_measured(self) -> None:
+        """A million clients are a million, however few are listed."""
+        assert "1,000,000 clients" in printed(document(population={"clients": 1_000_000}))
+
+    def test_how_clients_were_trained(self) -> None:
+        """Stacked or not, and why."""
+        record = {"batching": "auto", "why": "the model has dropout", "stacked": False, "probes": []}
+        assert "Clients trained one by one: the model has dropout." in printed(document(batching=record))
+        assert "Clients trained" not in printed(document())
+
     @pytest.mark.parametrize("width", [20, 40, 80])
     def test_narrow_terminals(self, width: int) -> None:
         """A narrow terminal wraps, and loses no result."""
@@ -101,7 +141,7 @@ class TestTables:
 
 
 class TestProgress:
-    def show(self, folder: Path, *, private_run: bool) -> str:
+    def show(self, folder: Path, *, private_run: bool, clock: float | None = None) -> str:
         """What a terminal shows after a round of one private or plain run."""
         config = private(rounds=2) if private_run else configuration(rounds=2)
         run = prepared(folder / "ledger", config)
@@ -117,6 +157,7 @@ class TestProgress:
                 aggregate_refused=False,
                 server_round=1, cohort=["client-00", "client-01"], survivors=["client-00"],
                 failures={"client-01": "client-lost"}, train_loss=0.25, accuracy=0.5, loss=None, seconds={},
+                clock=None if clock is None else ClockRecord(at_seconds=clock, work_seconds=1, wasted_seconds=0),
             )  # fmt: skip
             keeper.round_finished(record)
             shown.round_finished(record)
@@ -129,6 +170,10 @@ class TestProgress:
         text = self.show(tmp_path, private_run=False)
         assert all(word in text for word in ("rounds", "1 failed", "accuracy 0.500", "loss 0.250"))
         assert "epsilon" not in text
+
+    def test_shows_the_clock(self, tmp_path: Path) -> None:
+        """Where there is virtual time, a person sees how far it is."""
+        assert "12 min on the clock" in self.show(tmp_path, private_run=False, clock=720.0)
 
     def test_shows_epsilon_against_its_budget(self, tmp_path: Path) -> None:
         """A private run shows what was spent of what."""

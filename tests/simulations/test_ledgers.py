@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from common.errors import LedgerError
+from common.errors import BudgetExhaustedError, LedgerError
 from common.privacy.accounting.accountant import spent
 from common.privacy.accounting.budget import Budget
 from common.privacy.ledger import FileLedger
@@ -37,7 +37,7 @@ def damage(path, *statements):
     """Change the file behind the store's back."""
     with closing(sqlite3.connect(path)) as connection:
         for statement in statements:
-            assert connection.execute(statement).rowcount > 0
+            assert connection.execute(statement).rowcount != 0
         connection.commit()
 
 
@@ -118,6 +118,105 @@ class TestStore:
         assert all(replay.standing.simulated for replay in replays.values())
         assert replays["a"].standing.budget == ROOMY
         assert path.read_bytes() == before
+
+
+class TestMany:
+    """The same event in many ledgers at once."""
+
+    def test_each_ledger_is_as_if_it_had_reserved_alone(self, tmp_path):
+        """Its events, its chain and what it answers later."""
+        together, alone = (SimulatedLedgers(tmp_path / name / STORE, ROOMY) for name in ("together", "alone"))
+        names = [f"client-{i:03d}" for i in range(12)]
+        for r, chosen in ((1, names), (2, names[3:]), (5, names[::2])):
+            assert together.reserve_many(chosen, sampled(r), planned=9) == dict.fromkeys(chosen)
+            for name in chosen:
+                alone.of(name).reserve(sampled(r), planned=9)
+        for ledgers in (together, SimulatedLedgers(together.path, ROOMY)):
+            assert ledgers.spent([*names, "nobody"]) == alone.spent([*names, "nobody"])
+            assert ledgers.taken([*names, "nobody"]) == {
+                name: len(alone.of(name).events()) for name in [*names, "nobody"]
+            }
+        assert [together.of(name).events() for name in names] == [alone.of(name).events() for name in names]
+        replays = read_store(together.path)
+        assert sorted(replays) == names
+        assert len({replay.standing.ledger for replay in replays.values()}) == len(names)
+        assert all(replay.standing.names == {name} for name, replay in replays.items())
+
+    def test_whose_budget_is_exhausted_is_told_and_the_others_go_on(self, path):
+        """In one transaction; nothing of theirs is written."""
+        ledgers = SimulatedLedgers(path, room_for([sampled()] * 2))
+        ledgers.reserve_many(["a", "b"], sampled(1), planned=2)
+        ledgers.reserve_many(["b"], sampled(2), planned=2)
+        answers = ledgers.reserve_many(["a", "b", "c"], sampled(3), planned=2)
+        assert (answers["a"], answers["c"]) == (None, None)
+        assert isinstance(answers["b"], BudgetExhaustedError)
+        assert "planned 2" in str(answers["b"])
+        assert ledgers.taken(["a", "b", "c"]) == {"a": 2, "b": 2, "c": 1}
+
+    def test_a_damaged_ledger_is_told_and_the_others_go_on(self, ledgers, path):
+        """Nobody else pays for it."""
+        damage(path, "UPDATE records SET line = x'ff' WHERE ledger = 'a' AND number = 2")
+        answers = SimulatedLedgers(path, ROOMY).reserve_many(["a", "b"], sampled(9), planned=9)
+        assert isinstance(answers["a"], LedgerError)
+        assert answers["b"] is None
+        assert ledgers.taken(["b"]) == {"b": 2}
+
+    def test_a_ledger_whose_head_was_lost_is_not_begun_anew(self, ledgers, path):
+        """Its lines are there."""
+        damage(path, "DELETE FROM heads WHERE ledger = 'a'")
+        answers = SimulatedLedgers(path, ROOMY).reserve_many(["a"], sampled(9), planned=9)
+        assert isinstance(answers["a"], LedgerError)
+
+    def test_one_name_twice_is_one_reservation(self, path):
+        """A client takes part once in a round."""
+        ledgers = SimulatedLedgers(path, ROOMY)
+        assert ledgers.reserve_many(["a", "a"], sampled(1), planned=9) == {"a": None}
+        assert ledgers.taken(["a"]) == {"a": 1}
+
+    def test_what_another_process_wrote_meanwhile_is_counted(self, ledgers, path):
+        """Only what was added is read, and all of that."""
+        ledgers.taken(["a", "b"])
+        SimulatedLedgers(path, ROOMY).reserve_many(["a", "b", "c"], sampled(7), planned=9)
+        assert ledgers.taken(["a", "b", "c"]) == {"a": 4, "b": 2, "c": 1}
+        ledgers.reserve_many(["a", "c"], sampled(8), planned=9)
+        assert read_store(path)["a"].standing.events[-2:] == [sampled(7), sampled(8)]
+
+    def test_damage_behind_what_is_remembered_is_found(self, ledgers, path):
+        """A head that is not the one that this process wrote."""
+        ledgers.taken(["a"])
+        damage(
+            path,
+            "DELETE FROM records WHERE ledger = 'a' AND number = 3",
+            "UPDATE heads SET count = 3 WHERE ledger = 'a'",
+        )
+        with pytest.raises(LedgerError):
+            ledgers.taken(["a"])
+
+    def test_ledgers_of_others_are_not_read(self, ledgers, path):
+        """A damaged one troubles only those who ask for it."""
+        damage(path, "UPDATE records SET line = x'ff' WHERE ledger = 'a' AND number = 2")
+        assert SimulatedLedgers(path, ROOMY).taken(["b"]) == {"b": 1}
+
+    def test_a_process_remembers_so_many_and_forgets_no_event(self, path, monkeypatch):
+        """Beyond that it reads again."""
+        monkeypatch.setattr("simulations.courses.MOST_KNOWN", 3)
+        ledgers = SimulatedLedgers(path, room_for([sampled()] * 2))
+        names = ["a", "b", "c", "d", "e"]
+        for r in (1, 2):
+            assert ledgers.reserve_many(names, sampled(r), planned=2) == dict.fromkeys(names)
+        assert all(
+            isinstance(e, BudgetExhaustedError) for e in ledgers.reserve_many(names, sampled(3), planned=2).values()
+        )
+
+    def test_nothing_is_written_of_a_transaction_that_fails(self, ledgers, path):
+        """Neither in the file nor in what the process remembers."""
+        before = ledgers.taken(["a", "b"])
+        damage(path, "CREATE TRIGGER full BEFORE INSERT ON heads BEGIN SELECT RAISE(ABORT, 'full'); END")
+        with pytest.raises(LedgerError, match="full"):
+            ledgers.reserve_many(["a", "b", "c"], sampled(9), planned=9)
+        damage(path, "DROP TRIGGER full")
+        assert ledgers.taken(["a", "b", "c"]) == {**before, "c": 0}
+        assert ledgers.reserve_many(["a", "b", "c"], sampled(9), planned=9) == dict.fromkeys("abc")
 
 
 class TestTrust:

@@ -15,8 +15,9 @@ from flwr.app import Message, RecordDict
 from common.errors import FailureCode
 from common.flower import CONFIG, failure_of
 from server.roster import request_record
+from simulations.engines import inline_grid
 from simulations.inline import app_factory
-from simulations.run import execute, inline_grid, prepare
+from simulations.run import execute, prepare
 from simulations.sealing import Sealing
 from tests.helpers.processes import coterie, members, started, wait_until
 from tests.helpers.runs import SITE, Log, as_bytes, configuration, prepared, private, tree
@@ -65,7 +66,7 @@ class TestSealedRuns:
         run = prepared(tmp_path)
         sealing = Sealing.for_clients([client.name for client in run.federation.clients])
         content = RecordDict({CONFIG: request_record(run.config)})
-        with inline_grid(run, app_factory(run.sites, sealing.clients), workers=1) as grid:
+        with inline_grid(run, lambda sites: app_factory(sites, sealing.clients), workers=1) as grid:
             asked = [Message(content, node, kind) for node in grid.get_node_ids() for kind in ("train", "query")]
             assert {failure_of(reply) for reply in grid.send_and_receive(asked)} == {FailureCode.INVALID_REQUEST}
 

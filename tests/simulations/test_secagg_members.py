@@ -16,8 +16,9 @@ from common.config import RunConfig
 from common.errors import FailureCode, RunError
 from common.flower import CONFIG, ROUND, SECAGG, SECAGG_TYPE, SETUP_STEP, failure_of
 from server.roster import request_record
+from simulations.engines import inline_grid
 from simulations.inline import app_factory
-from simulations.run import execute, inline_grid
+from simulations.run import execute
 from simulations.sealing import KEYS, Sealing
 from simulations.sites import JOURNALS
 from tests.helpers.runs import as_bytes, configuration, prepared, run
@@ -104,6 +105,6 @@ def test_a_client_without_keys_takes_part_in_no_sum(tmp_path: Path) -> None:
     possible = prepared(tmp_path, masked())
     record = ConfigRecord({**request_record(possible.config), ROUND: 1})
     content = RecordDict({CONFIG: record, SECAGG: steps(**{SETUP_STEP: b"x"})})
-    with inline_grid(possible, app_factory(possible.sites), workers=1) as grid:
+    with inline_grid(possible, app_factory, workers=1) as grid:
         asked = [Message(content, node, SECAGG_TYPE) for node in grid.get_node_ids()]
         assert {failure_of(reply) for reply in grid.send_and_receive(asked)} == {FailureCode.AGGREGATION_REFUSED}

@@ -46,10 +46,34 @@ class Chain:
         return previous
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def line_after(chain: Chain, record: Record) -> bytes:
     """The line that continues a chain with one more record."""
-    linked = {**record, "number": len(chain.records), "previous": chain.head}
-    return json.dumps(linked, sort_keys=True, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    return linked_line(record, number=len(chain.records), previous=chain.head)
+
+
+def linked_line(record: Record, *, number: int, previous: str) -> bytes:
+    """A record as the line of that number, after a line of that hash."""
+    return _ENCODER.encode({**record, "number": number, "previous": previous}).encode() + b"\n"
+
+
+def linked_record(line: bytes, *, number: int, previous: str) -> Record:
+    """The record of a line (without its newline).
+
+    Raises:
+        LedgerError: It is not the line of that number, after a line of that hash.
+    """
+    record = _parse(line)
+    if record.get("number") != number or record.get("previous") != previous:
+        raise LedgerError("does not follow the line before it")
+    return record
+
+
+def line_hash(line: bytes) -> str:
+    """What the next line names as its predecessor; the line is without its newline."""
+    return hashlib.sha256(line).hexdigest()
 
 
 def read_chain(data: bytes, after: Chain | None = None, take: Callable[[Record], None] = lambda _: None) -> Chain:
@@ -67,14 +91,12 @@ def read_chain(data: bytes, after: Chain | None = None, take: Callable[[Record],
     *lines, tail = data.split(b"\n")
     for line in lines:
         try:
-            record = _parse(line)
-            if record.get("number") != len(records) or record.get("previous") != head:
-                raise LedgerError("does not follow the line before it")
+            record = linked_record(line, number=len(records), previous=head)
             take(record)
         except LedgerError as e:
             return Chain(tuple(records), size, head, problem=f"line {len(records) + 1}: {e}")
         records.append(record)
-        size, head = size + len(line) + 1, hashlib.sha256(line).hexdigest()
+        size, head = size + len(line) + 1, line_hash(line)
     return Chain(tuple(records), size, head, tail)
 
 

@@ -56,12 +56,12 @@ class Replay:
         if not problem and self.chain.records and not self.standing.simulated:
             problem = "it is the ledger of a real site"
         if problem:
-            raise _untrusted(where, problem)
+            raise untrusted(where, problem)
 
     def check_head(self, count: int, head: str, *, where: str) -> None:
         """Raise LedgerError unless these are the number of lines and the last one's hash."""
         if (len(self.chain.records), self.chain.head) != (count, head):
-            raise _untrusted(where, f"it holds {len(self.chain.records)} records that are not the {count} written")
+            raise untrusted(where, f"it holds {len(self.chain.records)} records that are not the {count} written")
 
 
 def read_store(path: Path) -> dict[str, Replay]:
@@ -82,10 +82,10 @@ def read_store(path: Path) -> dict[str, Replay]:
             heads = {name: (count, head) for name, count, head in connection.execute("SELECT * FROM heads")}
     replays = {}
     for name in sorted({*lines, *heads}):
-        where = f"{path}, ledger {name}"
+        place = where(path, name)
         replay = Replay.new(Budget(epsilon=1.0, delta=0.5, order=2), "example")  # the first record says which
-        replay.read(b"".join(lines.get(name, [])), where=where)
-        replay.check_head(*heads.get(name, (0, "")), where=where)
+        replay.read(b"".join(lines.get(name, [])), where=place)
+        replay.check_head(*heads.get(name, (0, "")), where=place)
         replays[name] = replay
     return replays
 
@@ -108,5 +108,11 @@ def store_errors(path: Path) -> Iterator[None]:
         raise LedgerError(f"{path}: {e}", hint="nothing was trained; check the file and the disk") from e
 
 
-def _untrusted(where: str, problem: str) -> LedgerError:
+def where(path: Path, name: str) -> str:
+    """What messages call a ledger of a store."""
+    return f"{path}, ledger {name}"
+
+
+def untrusted(where: str, problem: str) -> LedgerError:
+    """What is said of a ledger that is damaged."""
     return LedgerError(f"{where} cannot be trusted: {problem}", hint="start a new run in another folder")

@@ -128,7 +128,7 @@ class Standing:
             elif kind == "budget":
                 self.budget = Budget(**record["budget"])
             elif kind == "identity":
-                names, fingerprints = _texts(record["names"]), _texts(record["fingerprints"])
+                names, fingerprints = texts(record["names"]), texts(record["fingerprints"])
                 self.names.update(names)
                 self.fingerprints.update(fingerprints)
             elif kind == "accepted":
@@ -203,9 +203,9 @@ class Standing:
         self.budget = Budget(**record["budget"])
         self.unit = record["unit"]
         self.simulated = record["simulated"] is not False
-        self.names = set(_texts(record["names"]))
-        self.fingerprints = set(_texts(record["fingerprints"]))
-        self.ledger = _texts([record["ledger"]])[0]
+        self.names = set(texts(record["names"]))
+        self.fingerprints = set(texts(record["fingerprints"]))
+        self.ledger = texts([record["ledger"]])[0]
         self._tally = Tally(unit=self.counted)
 
 
@@ -231,7 +231,12 @@ def _refused(
     return BudgetExhaustedError(message, hint=hint)
 
 
-def _texts(values: Any) -> list[str]:
+def texts(values: Any) -> list[str]:
+    """The values, which are a list of texts that are not empty.
+
+    Raises:
+        TypeError: They are not.
+    """
     if type(values) is not list or any(type(value) is not str or not value for value in values):
         raise TypeError
     return values

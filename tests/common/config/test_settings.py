@@ -119,6 +119,7 @@ CONTRADICTIONS = [
     ("cohort.min_survivors", ["cohort.size=2", "cohort.min_survivors=3"]),
     ("cohort.over_sampling", ["cohort.over_sampling=0.5"]),
     ("asynchronous.buffer_size", [BUFFER, "cohort.size=2"]),
+    ("cohort.min_survivors", [BUFFER, "cohort.min_survivors=4"]),
     ("strategy.name", [BUFFER, "strategy.name=krum"]),
     ("asynchronous.buffer_size", [BUFFER, *BY_CLIENT]),
     ("cohort.sampling", [BUFFER, "cohort.sampling=balanced"]),
