@@ -195,7 +195,7 @@ def targets_figure(summary: Summary) -> Figure | None:
     labels = [f"{percent(target)}" for target in summary.targets]
     plot = Plot(
         x=(0, longest / unit * 1.06), y=(total, 0), width=1080, height=20 * total + 56,
-        left=_margin([arm.label for arm in summary.arms]) + 88, right=120, top=6, bottom=42,
+        left=_margin([arm.label for arm in summary.arms]) + 96, right=120, top=6, bottom=42,
     )  # fmt: skip
     plot.axes(x=number, y=None, x_label=f"virtual {name}" if virtual else name)
     for k, label in enumerate(labels):

@@ -142,6 +142,19 @@ def test_what_is_cancelled_never_comes(plane: Plane) -> None:
     assert not list(plane.hub.book.waiting())
 
 
+def test_an_answer_that_was_seen_beside_others_goes_when_it_is_cancelled(plane: Plane) -> None:
+    """It waited for somebody to ask for it; nobody does any more."""
+    for name in SITES:
+        SealedSite(plane, name)
+    grid = sealed_plane(plane)
+    ids = grid.push_messages(messages_to(MODEL, *SITES))
+    for name in SITES:
+        plane.seen.wait_for("answer-received", party=name)
+    next_of(grid, ids[2:])
+    grid.cancel_messages(ids[:2])
+    assert files_of(plane) == []
+
+
 def test_failures_pass_with_their_reason(plane: Plane) -> None:
     """A site that takes no part, one that is shut out, and one whose keys nobody knows."""
     SealedSite(plane, SITES[0], refusing)

@@ -77,6 +77,15 @@ class TestDrawn:
         assert set(speeds) == {100, 25}
         assert stats.binomtest(speeds.count(25), 2000, 0.3).pvalue > 1e-6
 
+    def test_who_is_a_straggler_has_nothing_to_do_with_its_speed(self):
+        """A rank-sum test of what 2,000 devices' speeds would be; fails wrongly with 1 seed in 10^4."""
+        plain, slowed = drawn(speed_spread=1), drawn(speed_spread=1, stragglers=0.3)
+        speeds: dict[bool, list[float]] = {True: [], False: []}
+        for i in range(2000):
+            own = plain.of(i, f"c{i}").examples_per_second
+            speeds[slowed.of(i, f"c{i}").examples_per_second < own].append(own)
+        assert stats.mannwhitneyu(speeds[True], speeds[False]).pvalue > 1e-4
+
     def test_all_or_no_stragglers(self):
         """The ends of the scale are exact."""
         assert {drawn(stragglers=1).of(i, f"c{i}").examples_per_second for i in range(200)} == {10}

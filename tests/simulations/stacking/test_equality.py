@@ -143,6 +143,16 @@ def test_more_clients_than_are_computed_at_a_time(monkeypatch):
     check("mlp", UNEVEN * 3, local_epochs=2)
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_uneven_clients_are_one_computation(name, monkeypatch):
+    """A stack that fails is halved until it is right, which would hide that it was wrong."""
+    run, calls = Stack._run, []
+    monkeypatch.setattr(Stack, "_run", lambda *args: calls.append(args) or run(*args))
+    monkeypatch.setattr("simulations.stacking.stack.block_size", lambda values, device: len(UNEVEN))
+    check(name, UNEVEN, local_epochs=2)
+    assert len(calls) == 1
+
+
 def test_results_do_not_depend_on_what_was_trained_before():
     schema, options = MODELS["mlp"]
     config = config_of(options=options, local_epochs=2, momentum=0.9)

@@ -65,6 +65,20 @@ def test_finite_values_that_are_too_large_fail(name, training):
     assert stacked(model, config, members, largest=1.01 * largest[1]).failures == [None] * 4
 
 
+def test_what_one_step_made_too_large_stays_so():
+    """A last step that changes nothing does not hide what came before it."""
+    config = config_of("linear", shuffle=False)
+    model, members = model_of(config, TABLE), members_of(TABLE, [8, 8])
+
+    def first_half(x):
+        x[:4] *= 1e5
+        x[4:] = 0
+        return x
+
+    members[0] = with_inputs(members[0], first_half)
+    assert stacked(model, config, members, largest=100.0).failures == [FailureCode.NON_FINITE_UPDATE, None]
+
+
 def test_twice_the_models_own_values_are_sound_however_small_the_bound():
     config = config_of("linear", batch_size=16)
     model, members = model_of(config, TABLE), members_of(TABLE, COUNTS)

@@ -64,6 +64,13 @@ class TestAgainstStanding:
                     lambda s=replay: s.admit(event, planned=planned, allow_non_private=free)
                 )
 
+    def test_a_schedule_is_checked_for_each_round(self) -> None:
+        """What was said of one round of correlated noise is not said of another."""
+        history = History(ROOMY, "example").then(opened()).then(event_record(matrix(server_round=1)))
+        assert history.admit(matrix(server_round=9), planned=2, allow_non_private=False) > 0
+        with pytest.raises(BudgetExhaustedError, match="sooner than it planned"):
+            history.admit(matrix(server_round=3), planned=2, allow_non_private=False)
+
 
 class TestSharing:
     """Which records count as equal."""
