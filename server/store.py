@@ -7,7 +7,8 @@
     checkpoints/round-NNNNN.safetensors
     result.json, model.safetensors what the run ended with
     checkpoints/released/          privacy unit client: what was released, before anybody saw it; secret like updates
-    events/, ledgers.db, spool/, report.html  written by others
+    events/, report.html, ledgers.db, spool/, how.json, batching.json, trace.jsonl, states.db  written by others
+    ledgers/, keys/, cluster.token on a cluster, in place of ledgers.db
 
 Files are replaced whole (temporary file, fsync, rename) or only appended to.
 """

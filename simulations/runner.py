@@ -29,6 +29,7 @@ from simulations.progress import ProgressObserver
 from simulations.results import FolderObserver, write_results
 from simulations.run import check_carried_out, execute, prepare
 from simulations.sites import SPOOL
+from simulations.states import STATES
 
 COMPARISON: Final = "comparison.jsonl"
 PLAIN: Final = "plain.toml"
@@ -105,7 +106,9 @@ def carry_out(  # noqa: PLR0917
                 )
             seconds = perf_counter() - begin
             result = write_results(prepared, outcome, folder, seconds=seconds, comparison=comparison)
-            shutil.rmtree(folder.path / SPOOL, ignore_errors=True)  # nobody asks for these updates again
+            shutil.rmtree(folder.path / SPOOL, ignore_errors=True)  # nobody asks for these updates again,
+            for kept in folder.path.glob(f"{STATES}*"):  # nor goes on with what clients kept
+                kept.unlink()
     except KeyboardInterrupt:
         typer.echo(f"interrupted; continue with: coterie simulate --resume {shlex.quote(str(folder.path))}", err=True)
         raise
