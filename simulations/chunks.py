@@ -10,6 +10,7 @@ import gc
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -181,13 +182,13 @@ class ChunkTrainer:
     def _members(self, clients: Mapping[int, ClientData], request: TrainRequest) -> list[Member]:
         """Each with its own source of noise, and as many steps as its device has time for."""
         private = request.plan is not None
-        partial = request.config.simulation.devices.partial_work and not private
+        by_time = request.config.simulation.devices.partial_work and not private
         return [
             Member(
                 name=client.name,
                 examples=client.train,
-                source=self._noise(client.name, request.server_round) if private else None,
-                steps=self._steps(partition, request) if partial else None,
+                source=partial(self._noise, client.name, request.server_round) if private else None,
+                steps=self._steps(partition, request) if by_time else None,
             )
             for partition, client in clients.items()
         ]

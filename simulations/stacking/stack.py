@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,13 +39,14 @@ class Member(NamedTuple):  # a round makes a thousand: a frozen dataclass takes 
     Attributes:
         name: Its public name; with run and round it decides the order of its examples.
         examples: Its own.
-        source: Noise and Poisson samples, with privacy; members may share one that nobody has to draw again.
+        source: Makes what its noise and Poisson samples come from, with privacy. It is called for each try: after one
+            that failed, noise which repeats begins anew. Secure sources may be the same for all members.
         steps: Most steps that it takes (partial work); None: all.
     """
 
     name: str
     examples: Examples
-    source: NoiseSource | None = None
+    source: Callable[[], NoiseSource] | None = None
     steps: int | None = None
 
 
@@ -245,7 +246,7 @@ class Stack:
         weights = weights.to(self._device)
         updates = Updates(self._config.training, rate=task.rate, proximal_mu=task.proximal_mu, start=task.start)
         if task.plan is not None and self._chain is not None:
-            sources = [member.source for member in block.members if member.source is not None]
+            sources = [member.source() for member in block.members if member.source is not None]
             private = PrivateBlock(self._chain, self._layout, task.start, updates=updates, tally=tally, plan=task.plan)
             return private.train(examples, block.counts, sources, steps, weights)
         batches = plain_batches(

@@ -69,13 +69,18 @@ def examples_of(schema, count, *, seed):
     return Examples(inputs=noise + targets.view(-1, *[1] * len(schema.input_shape)), targets=targets)
 
 
+def maker(source):
+    """What makes a source, from itself or from one that is always the same."""
+    return source if callable(source) else lambda: source
+
+
 def members_of(schema, counts, *, sources=None, steps=None):
     """One member for each count."""
     return [
         Member(
             name=f"client-{k}",
             examples=examples_of(schema, count, seed=k + 1),
-            source=sources[k] if sources else None,
+            source=maker(sources[k]) if sources else None,
             steps=steps[k] if steps else None,
         )
         for k, count in enumerate(counts)

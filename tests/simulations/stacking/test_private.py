@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from common.errors import PeerError, PrivacyError
+from common.errors import FailureCode, PeerError, PrivacyError
 from common.privacy import SecureNoise
 from common.privacy.bookkeeping.rounding import MAX_POSITIONS, SUMMATION_ERROR
 from common.schema import Examples
@@ -50,7 +51,8 @@ class Still:
 
 
 def fixed(count):
-    return [FixedNoise(3, f"client-{k}/1") for k in range(count)]
+    """What makes each client's noise, the same at every call."""
+    return [partial(FixedNoise, 3, f"client-{k}/1") for k in range(count)]
 
 
 def check(config, schema, counts, *, mu=0.0, steps=None, relative=1e-5):
@@ -60,7 +62,7 @@ def check(config, schema, counts, *, mu=0.0, steps=None, relative=1e-5):
     assert folded.failures == [None] * len(counts)
     sources = fixed(len(counts))
     results = [
-        alone(model, config, member, plan=plan, source=source, mu=mu)
+        alone(model, config, member, plan=plan, source=source(), mu=mu)
         for member, source in zip(members, sources, strict=True)
     ]
     assert_same(folded, results, relative=relative)
@@ -103,6 +105,18 @@ class TestEquality:
             monkeypatch.setattr("simulations.stacking.private._TOGETHER", together)
             check(private_config(), TABLE, COUNTS)
 
+    def test_of_the_others_where_one_fails_half_way(self):
+        """What is tried again without it draws the same noise and the same samples."""
+        config = private_config(rate=0.5, steps=3)
+        model, members = model_of(config, TABLE), members_of(TABLE, COUNTS, sources=fixed(len(COUNTS)))
+        own = members[3].examples
+        unknown = Examples(inputs=own.inputs, targets=own.targets + 3)
+        plan = plan_of(config, model)
+        folded = stacked(model, config, [*members[:3], members[3]._replace(examples=unknown), *members[4:]], plan=plan)
+        assert folded.failures == [None, None, None, FailureCode.CLIENT_FAILED, None]
+        rest = [pair for k, pair in enumerate(zip(members, fixed(len(COUNTS)), strict=True)) if k != 3]
+        assert_same(folded, [alone(model, config, member, plan=plan, source=source()) for member, source in rest])
+
     def test_of_entities(self):
         """One example of each entity that is sampled."""
         config = private_config(rate=0.7)
@@ -112,7 +126,7 @@ class TestEquality:
         members = [Member(name=f"client-{k}", examples=grouped, source=source) for k, source in enumerate(fixed(3))]
         folded = stacked(model, config, members, plan=plan)
         results = [
-            alone(model, config, member, plan=plan, source=source)
+            alone(model, config, member, plan=plan, source=source())
             for member, source in zip(members, fixed(3), strict=True)
         ]
         assert_same(folded, results)
@@ -131,7 +145,8 @@ def sums(members, *, clipping="flat", norm=0.5, largest=1e30, model=None):
 
 def member(inputs, targets, source=None, name="client"):
     examples = Examples(inputs=inputs, targets=targets)
-    return Member(name=name, examples=examples, source=source or Still())
+    source = source or Still()
+    return Member(name=name, examples=examples, source=lambda: source)
 
 
 class TestOneExample:
