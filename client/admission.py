@@ -99,6 +99,10 @@ class Admission:
             0 < config.asynchronous.buffer_size < self.policy.limits.smallest_cohort,
             "asynchronous.buffer_size, the updates of a step, is below limits.smallest_cohort",
         )
+        yield (  # others can fail on purpose: a step of those who are left would show their updates
+            config.asynchronous.buffer_size > 0 and config.cohort.min_survivors < self.policy.limits.smallest_cohort,
+            "cohort.min_survivors, the fewest updates of a step, is below limits.smallest_cohort",
+        )
 
     def authorization(self, text: str) -> RunAuthorization:
         """What a pinned operator signed, who may order runs here.

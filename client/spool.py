@@ -12,6 +12,8 @@ from pathlib import Path
 from common.errors import LedgerError
 
 _DIGEST_BYTES = 32
+_OWNER_DIGITS = 16
+"""Of a file's name: whose update it is. What it is follows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,13 +63,28 @@ class Spool:
         except OSError as e:
             raise LedgerError(f"{path} cannot be written: {e.strerror}", hint="free some space") from e
 
-    def drop_before(self, run: str, server_round: int) -> None:
-        """Forget a run's rounds that are over: a coordinator that asks for one has the ones before it on disk."""
+    def drop_before(self, run: str, server_round: int, *, others: int) -> None:
+        """Forget a run's rounds that are over: a coordinator that asks for one has the ones before it on disk.
+
+        Args:
+            run: The run.
+            server_round: Of this client's updates those of earlier rounds go.
+            others: Of everybody's who shares the folder those of rounds before this one.
+        """
         with suppress(OSError):
             for entry in (self._folder / run).iterdir():
-                if entry.name.isdecimal() and int(entry.name) < server_round:
+                if not entry.name.isdecimal() or int(entry.name) >= server_round:
+                    continue
+                if int(entry.name) < others:
                     shutil.rmtree(entry, ignore_errors=True)
+                    continue
+                for own in entry.glob(f"{_hash(self._owner)[:_OWNER_DIGITS]}-*"):
+                    own.unlink(missing_ok=True)
 
     def _path(self, release: Release) -> Path:
-        text = f"coterie-spool-v1/{self._owner}/{release.run}/{release.server_round}/{release.base}"
-        return self._folder / release.run / str(release.server_round) / hashlib.sha256(text.encode()).hexdigest()
+        name = _hash(f"coterie-spool-v1/{self._owner}/{release.run}/{release.server_round}/{release.base}")
+        return self._folder / release.run / str(release.server_round) / f"{_hash(self._owner)[:_OWNER_DIGITS]}-{name}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -104,7 +104,7 @@ class ChunkTrainer:
             return Message(decode_records(stored), reply_to=message)
         with _few_collections():
             reply = self._train(message, start, request, partitions, largest)
-        spool.drop_before(request.digest, request.server_round)
+        spool.drop_before(request.digest, request.server_round, others=request.server_round)
         spool.save(release, b"".join(encode_records(reply.content)))
         return reply
 

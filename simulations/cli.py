@@ -87,9 +87,11 @@ def simulate(  # noqa: PLR0917 - typer reads options from the signature
     """Train across simulated clients; leaves a run folder with model, result and report."""
     log_to_stderr(quiet=quiet or as_json)
     changes = [*(overrides or ()), *(["privacy.unit=example"] if dp else [])]
+    if resume is not None and rerun is not None:
+        raise ConfigError("--resume continues a run, --rerun does a finished one again", hint="choose one of them")
     fixed = [source, *changes, insecure_fixed_noise, batching, trace]
     for option, run in (("--resume", resume), ("--rerun", rerun)):
-        if run is not None and (any(given is not None for given in fixed) or (resume is not None and (rerun or out))):
+        if run is not None and (any(given is not None for given in fixed) or (resume is not None and out is not None)):
             raise ConfigError(
                 f"{option} takes a run as it was",
                 hint="leave out the scenario, --set, --dp, --insecure-fixed-noise, --batching, --trace"

@@ -47,7 +47,7 @@ def test_every_command_of_the_readme_exists() -> None:
     assert lines
     for words in map(shlex.split, lines):
         assert words[0] in commands
-        if words[0] == "simulate" and not words[1].endswith(".toml"):
+        if words[0] in {"simulate", "study"} and not words[1].endswith(".toml") and not words[1].startswith("--"):
             assert words[1] in scenario_names()
 
 

@@ -1,6 +1,7 @@
 """One process at a time trains on an accelerator, however many sites share the machine.
 
-Simulated clients share it among themselves (`simulations.pool.device_share`), and with a site they take turns.
+Simulated clients share it among themselves (`simulations.pool.device_share`), and with a site they
+take turns: it trains when none of them does, however long that takes.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def privacy_mod(resources: PrivacyResources) -> Mod:
         before = dict(context.state.items())
         reply = call_next(message, context)
         if spool is not None and release is not None and reply.has_content():
-            spool.drop_before(request.digest, _oldest_needed(request))
+            spool.drop_before(request.digest, request.server_round, others=_oldest_needed(request))
             spool.save(release, b"".join(encode_records(_with_state(reply.content, context, before))))
         return reply
 
@@ -96,10 +96,10 @@ def _take_up(kept: RecordDict, context: Context) -> RecordDict:
 
 
 def _oldest_needed(request: TrainRequest) -> int:
-    """The first round whose update may be asked for again by a coordinator that had to start anew.
+    """The first round of which somebody's update may be asked for again by a coordinator that had to start anew.
 
-    Of synchronous rounds those before are over. Asynchronously, a client that shares the folder may still be at work
-    for one of them.
+    Of synchronous rounds those before are over. Asynchronously, a simulated client that shares the folder may still be
+    at work for one of them; this client itself is not.
     """
     asynchronous = request.config.asynchronous
     return request.server_round - (asynchronous.max_staleness if asynchronous.buffer_size else 0)

@@ -112,9 +112,14 @@ def _drawn(config: RunConfig, trace: Path | None) -> Devices:
 
 def _traced(trace: Path | None, digest: str, names: Sequence[str]) -> Devices:
     if trace is None:
-        raise ConfigError("the run reads its devices from a trace, which is not there", hint="name it with --trace")
+        raise ConfigError(
+            "the run reads its devices from a trace, which is not there",
+            hint="name it with --trace when a run begins; one that began has it in its folder as trace.jsonl",
+        )
     if trace_digest(trace) != digest:
-        raise ConfigError(f"{trace} is another trace than the run's", hint="simulation.devices.trace is its SHA-256")
+        raise ConfigError(
+            f"{trace} is another trace than the run's", hint=f"put back the file with the SHA-256 {digest}"
+        )
     devices = read_trace(trace)
     check_clients(trace, devices, names)
     return devices

@@ -31,7 +31,7 @@ from simulations.inline import AppFactory
 from simulations.interrupt import check_interrupt
 from simulations.pool.longest_first import LongestFirst, SizeOf
 from simulations.pool.mailbox import Mailbox
-from simulations.pool.worker import work, worker_context
+from simulations.pool.worker import begin_importing, work
 from simulations.states import ClientStates
 
 log = structlog.get_logger()
@@ -98,7 +98,7 @@ class WorkerPool:
             examples: How many training examples a client has.
             device: What clients train on; of a GPU several have a share at a time, as many as its memory is enough for.
         """
-        self._context = worker_context()
+        self._context = begin_importing()
         self._factory, self._size, self._device = factory, workers, device
         self._mailbox = Mailbox()
         self._own_states = ClientStates() if states is None else None

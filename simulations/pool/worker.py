@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -36,17 +37,20 @@ _IMPORTED: Final = ["simulations.cohort", "simulations.pool.pool"]
 """What every worker finds imported."""
 
 
-def worker_context() -> ForkServerContext:
-    """What makes workers."""
+def begin_importing() -> ForkServerContext:
+    """Start the server that workers are forked from, and say what makes them.
+
+    It imports for seconds, while the caller can load its data. A Ctrl-C is meant for this process: the server would
+    print where it was importing.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
-
-
-def begin_importing() -> None:
-    """Start the server that workers are forked from: it imports for seconds, while this process loads its data."""
-    worker_context()
-    ensure_running()
 
 
 def work(connection: Connection, factory: AppFactory, folders: Sequence[Path], *, device: str, workers: int) -> None:

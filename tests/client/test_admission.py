@@ -124,12 +124,17 @@ class TestWhen:
 class TestWithWhom:
     """A round of one hides nothing."""
 
-    @pytest.mark.parametrize(("buffer_size", "welcome"), [(1, False), (2, False), (3, True), (0, True)])
-    def test_the_smallest_cohort_bounds_the_updates_of_a_step(self, buffer_size, welcome):
-        """However many are at work: a step of an asynchronous run is made of so many updates as its buffer holds."""
+    @pytest.mark.parametrize(
+        ("buffer_size", "fewest", "welcome"), [(1, 1, False), (2, 2, False), (3, 3, True), (3, 2, False), (0, 1, True)]
+    )
+    def test_the_smallest_cohort_bounds_the_updates_of_a_step(self, buffer_size, fewest, welcome):
+        """However many are at work: a step of an asynchronous run is made of so many updates as its buffer holds, and
+        of no fewer than `cohort.min_survivors` where others fail on purpose.
+        """
         rules = admission(limits={"smallest_cohort": 3})
         cohort = json.dumps(["east", "north", "south", "west"])
-        message = request(f"asynchronous.buffer_size={buffer_size}", cohort=cohort)
+        settings = f"asynchronous.buffer_size={buffer_size}", f"cohort.min_survivors={fewest}"
+        message = request(*settings, cohort=cohort)
         assert admitted(rules, message) is welcome
 
     def test_the_smallest_cohort_counts_different_names(self):

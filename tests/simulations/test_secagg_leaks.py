@@ -45,7 +45,7 @@ def train(folder: Path, monkeypatch: pytest.MonkeyPatch, **privacy: Any) -> tupl
     """What clients learnt, what came from them, and every file that was left."""
     chosen, sent = config(**privacy), list[bytes]()
     run = prepare(chosen, folder=folder)
-    monkeypatch.setattr(module, "app_factory", lambda *words: lambda: Line(app_factory(*words)(), sent))
+    monkeypatch.setattr(module, "cohort_factory", lambda sites: lambda: Line(app_factory(sites)(), sent))
     with listening(monkeypatch) as learnt, RunFolder.create(chosen, folder) as kept:
         execute(run, folder=kept)
     return learnt, sent, [data for path in files(folder) if len(data := path.read_bytes()) >= WINDOW]

@@ -94,6 +94,11 @@ def _checked_later(federation: Federation, *, where: str, tolerant: bool) -> Pop
 
     def client(index: int) -> ClientData:
         made = federation.clients[index]
+        if made.name != federation.names[index]:
+            raise DataError(
+                f"{where}: client {index} is called {made.name} when it is made, and {federation.names[index]} before",
+                hint="give each client the name that stands in its place of `names`",
+            )
         if made.train.entities is not None or made.test.entities is not None:
             raise DataError(
                 f"{where}: client {made.name} has entities, and clients are made as they are asked for",
