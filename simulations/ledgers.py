@@ -21,7 +21,7 @@ from common.privacy.ledger.simulated import SCHEMA, Replay, check_store, store_e
 from common.privacy.ledger.standing import Protected, event_record, opening
 from simulations.courses import Course, Courses
 
-_COORDINATOR = "@coordinator"
+COORDINATOR = "@coordinator"
 """No client has that name."""
 
 _PATIENCE_SECONDS = 60.0
@@ -52,7 +52,7 @@ class SimulatedLedgers:
 
     def coordinator(self, budget: Budget) -> SimulatedLedger:
         """The ledger of what the coordinator releases, which counts clients."""
-        return SimulatedLedger(self, _COORDINATOR, budget, "client")
+        return SimulatedLedger(self, COORDINATOR, budget, "client")
 
     def exists(self) -> bool:
         """Whether anything was reserved."""

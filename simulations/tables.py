@@ -17,6 +17,9 @@ _ARMS = (
     ("federated_dp", "all sites, federated with privacy"),
     ("pooled", "all sites, data pooled"),
 )
+_ALMOST_ALL = 0.99
+"""A Gini coefficient from here on says only that there were more clients than places."""
+
 _SHORT = (("federated", "federated"), ("federated_dp", "private"), ("pooled", "pooled"))
 
 
@@ -104,7 +107,8 @@ def _virtual(course: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("staleness", f"mean {stale['mean']:.2f}, at most {stale['most']}"))
     taken = course.get("participation")
     if taken and taken["gini"] > 0:
-        lines.append(("took part", f"{taken['took_part']:,} of {taken['clients']:,} clients, Gini {taken['gini']:.2f}"))
+        gini = "" if taken["gini"] >= _ALMOST_ALL else f", Gini {taken['gini']:.2f}"
+        lines.append(("took part", f"{taken['took_part']:,} of {taken['clients']:,} clients{gini}"))
     return [(label, _plain(text)) for label, text in lines]
 
 

@@ -29,9 +29,10 @@ _AT_ONCE: Final = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Pushed:
-    """A message that was sent, until when its answer counts, and whether the SuperLink refused it."""
+    """A message that was sent, to which site, until when its answer counts, and whether the SuperLink refused it."""
 
     message: Message
+    site: str
     end: float | None
     lost: bool
 
@@ -118,18 +119,22 @@ class SuperLinkGrid(WrappingGrid):
         sent = list(self._inner.push_messages(packed)) if packed else []
         sent += [""] * (len(packed) - len(sent))
         ids = [message_id or f"unsent-{next(self._numbers)}" for message_id in sent]
+        names = {node.node_id: node.name for node in self._inner.get_nodes()}
         for message, message_id, was_sent in zip(packed, ids, sent, strict=True):
-            self._pushed[message_id] = _Pushed(message=message, end=end, lost=not was_sent)
+            site = names.get(message.metadata.dst_node_id, "")
+            self._pushed[message_id] = _Pushed(message=message, site=site, end=end, lost=not was_sent)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str], *, needed: int | None = None) -> list[Message]:  # noqa: ARG002
         """The next reply, or the failure that stands for it. Waits a little where there is none; a few are in memory.
 
-        One that a cancelled message still gets stays at the SuperLink, which cannot be told.
+        A site that was shut out meanwhile is lost, whatever it has sent. A reply that a cancelled message still gets
+        stays at the SuperLink, which cannot be told.
         """
         wanted = {message_id: self._pushed[message_id] for message_id in message_ids if message_id in self._pushed}
-        lost = next((message_id for message_id, pushed in wanted.items() if pushed.lost), None)
+        lost = next((i for i, pushed in wanted.items() if pushed.lost or self._refuses(pushed.site)), None)
         if lost is not None:
+            self._here.pop(lost, None)
             return [self._failed(lost, FailureCode.CLIENT_LOST)]
         if not any(message_id in self._here for message_id in wanted):
             self._look(list(wanted))

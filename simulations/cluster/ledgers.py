@@ -13,10 +13,7 @@ from common.privacy.accounting.budget import Budget
 from common.privacy.events import PrivacyEvent
 from common.privacy.ledger.partitions import PARTITIONS, PartitionLedger, partition_ledger
 from common.privacy.ledger.simulated import STORE
-from simulations.ledgers import SimulatedLedgers
-
-_COORDINATOR = "@coordinator"
-"""No client has that name."""
+from simulations.ledgers import COORDINATOR, SimulatedLedgers
 
 
 class PartitionLedgers:
@@ -48,7 +45,7 @@ class PartitionLedgers:
     def coordinator(self, budget: Budget) -> PartitionLedger:
         """The ledger of what the coordinator releases, which counts clients."""
         return partition_ledger(
-            self.folder, _COORDINATOR, budget, unit="client", allow_non_private=self.allow_non_private
+            self.folder, COORDINATOR, budget, unit="client", allow_non_private=self.allow_non_private
         )
 
     def exists(self) -> bool:

@@ -83,7 +83,9 @@ def parse_vary(words: Sequence[str]) -> tuple[Varied, ...]:
             raise ConfigError(f"--vary {item}: expected key=value,value", hint="for example --vary rounds=5,10")
         values = _values(raw)
         if len(values) < 2:
-            raise ConfigError(f"--vary {item}: one value is nothing to compare", hint=f"use --set {item}, or add one")
+            raise ConfigError(
+                f"--vary {item}: one value is nothing to compare", hint=f"use --set {item}, or add others: {item},..."
+            )
         twice = next((v for v in values if values.count(v) > 1), None)
         if twice is not None:
             raise ConfigError(f"--vary {item}: {twice} stands there twice", hint="name every value once")

@@ -143,7 +143,10 @@ def _quickest(summary: Summary) -> list[str]:
     unit = duration if virtual else lambda n: f"{number(n)} rounds"
     (quickest, first), (slowest, last) = ranked[0], ranked[-1]
     sentence = f"{goal} was reached first with {first}, after {unit(quickest)} on average"
-    sentence += f", last with {last}, after {unit(slowest)}" if len(ranked) > 1 else ""
+    if len(ranked) > 1 and unit(slowest) == unit(quickest):
+        sentence = f"{goal} was reached after {unit(quickest)} on average, with every arm alike"
+    elif len(ranked) > 1:
+        sentence += f", last with {last}, after {unit(slowest)}"
     sentence += f"; {count(never, 'arm')} did not reach it in every run" if never else ""
     return [f"{sentence}."]
 

@@ -138,7 +138,7 @@ def events(path: Path) -> dict[str, list[int]]:
 
 
 class TestPrivacy:
-    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
     def test_each_participation_is_an_event_of_its_own_round(self, workers: int, tmp_path: Path) -> None:
         """A client's ledger has one event for each update that it made: no more, no less, none twice, all planned."""
         config = private(**ASYNCHRONOUS)

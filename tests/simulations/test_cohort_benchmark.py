@@ -65,7 +65,10 @@ def test_with_privacy_ledgers_are_what_counts(tmp_path: Path) -> None:
     assert not loop._accounted(prepared(tmp_path / "other", configuration()))
 
 
-@pytest.mark.parametrize("name", ["linear_1000", "mlp_100", "cnn_cifar", "lstm"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", ["linear_1000", "mlp_100", pytest.param("cnn_cifar", marks=SLOW), "lstm"])
 def test_workloads_are_the_references_own(name: str, tmp_path: Path) -> None:
     """Model, weights at the start and examples are those that the loop trains on."""
     workload = WORKLOADS[name]
@@ -99,6 +102,7 @@ def test_population_is_made_when_it_is_asked_for(tmp_path: Path) -> None:
     assert bool((made.federation.clients[999_999].train.inputs == inputs).all())
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
     """A run over two hundred thousand clients, a hundred a round, adds less than their names alone would take."""
     assert 0 < suite.population_megabytes(200_000) < 200

@@ -142,7 +142,7 @@ class TestResume:
     """A run that was stopped in the middle of a round."""
 
     @pytest.mark.parametrize("config", KEEPING.values(), ids=KEEPING)
-    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
     def test_ends_as_one_that_was_not(self, tmp_path: Path, config: RunConfig, workers: int) -> None:
         """To the byte: what clients keep goes on from the round before."""
         seed = 3 if config.private else None

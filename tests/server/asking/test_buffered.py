@@ -328,7 +328,10 @@ class TestEnd:
         assert len(grid.cancelled) == 2
 
     def test_before_anything_has_begun_is_nothing(self) -> None:
-        steps(4)[0].asking.close()
+        """Nobody is there to be told."""
+        run, grid = steps(4)
+        run.asking.close()
+        assert not grid.cancelled
 
     def test_by_an_observer_leaves_nothing_half_counted(self) -> None:
         """What an observer raises ends the run: all that is still outstanding is cancelled."""

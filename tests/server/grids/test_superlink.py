@@ -202,6 +202,18 @@ class TestOutstandingMessages:
         (reply,) = grid.pull_messages([refused])
         assert (failure_of(reply), reply.metadata.reply_to_message_id) == (FailureCode.CLIENT_LOST, refused)
 
+    def test_of_a_site_that_was_shut_out_meanwhile_are_lost(self) -> None:
+        """Whatever it has sent: its update counts in no step after it was denied."""
+        denied: set[str] = set()
+        superlink = SlowSuperLink([(7, "delta"), (8, "echo")])
+        grid = SuperLinkGrid(superlink, SITES, refuses=denied.__contains__, poll_seconds=0)
+        ids = grid.push_messages(sealed_messages([7, 8]))
+        denied.add("delta")
+        (lost,) = grid.pull_messages(ids)
+        assert (failure_of(lost), lost.metadata.reply_to_message_id) == (FailureCode.CLIENT_LOST, ids[0])
+        (heard,) = [reply for _ in range(3) for reply in grid.pull_messages(ids)]
+        assert answered_by(heard) == b"from 8"
+
     def test_cancelled_ones_are_not_asked_for_any_more(self) -> None:
         """A SuperLink cannot be told; what it still gets is left there."""
         superlink = SlowSuperLink([(7, "delta"), (8, "echo")])

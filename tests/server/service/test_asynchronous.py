@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from client.ledger_lookup import entries_of
 from common.config import RunConfig
 from server.service.audit import AUDIT, read_lines, verify
@@ -127,6 +129,7 @@ def test_a_site_whose_policy_wants_more_company_stays_away(tmp_path: Path) -> No
     assert {line["failure"] for line in failed} == {"policy-refused"}
 
 
+@pytest.mark.slow
 def test_a_killed_coordinator_asks_those_at_work_again_and_nobody_pays_twice(tmp_path: Path) -> None:
     """After SIGKILL before each step's checkpoint: the same requests go out again, sites send what they have stored."""
     clinic = Clinic(tmp_path)

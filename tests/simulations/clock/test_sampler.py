@@ -106,7 +106,7 @@ class TestWhoIsAsked:
         assert one.sample(3, clients) != one.sample(4, clients)
         assert one.sample(3, clients) != sampler(share(0.5), size=5, seed=1).sample(3, clients)
 
-    @pytest.mark.parametrize("count", [50, 70_000])
+    @pytest.mark.parametrize("count", [50, pytest.param(70_000, marks=pytest.mark.slow)])
     def test_all_who_are_there_are_equally_likely(self, count: int) -> None:
         """Chi-squared test over ten ranges of places, 3,000 draws; fails wrongly with 1 seed in 10^6."""
         clients = NumberedNames(count, word="c")
