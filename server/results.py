@@ -99,6 +99,7 @@ class Observers(Observer):
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
+        self._listening = [o for o in observers if type(o).reply_received is not Observer.reply_received]
 
     def round_started(self, server_round: int, cohort: list[str]) -> None:
         """See `Observer`."""
@@ -112,7 +113,7 @@ class Observers(Observer):
 
     def reply_received(self, client: str, failure: FailureCode | None) -> None:
         """See `Observer`."""
-        for observer in self._observers:
+        for observer in self._listening:
             observer.reply_received(client, failure)
 
     def round_finished(self, record: RoundRecord) -> None:
