@@ -49,6 +49,7 @@ bench: $(READY)
 	$(BIN)/python -m simulations.benchmarks dp --json
 	$(BIN)/python -m simulations.benchmarks plane --json
 	$(BIN)/python -m simulations.benchmarks secagg --json
+	$(BIN)/python -m simulations.benchmarks cohort --json
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -110,6 +110,7 @@ def carry_out(  # noqa: PLR0917
             for kept in folder.path.glob(f"{STATES}*"):  # nor goes on with what clients kept
                 kept.unlink()
     except KeyboardInterrupt:
+        progress.stop()  # it would wipe the line
         typer.echo(f"interrupted; continue with: coterie simulate --resume {shlex.quote(str(folder.path))}", err=True)
         raise
     return result, folder.path

@@ -302,6 +302,10 @@ def main(words: Sequence[str]) -> None:
         found = {how: _apart(how) for how in get_args(How)}
     elif words[0] in get_args(How):
         found = figures(words[0])  # type: ignore[arg-type]
+    elif not words[0].startswith("{"):
+        sys.exit(
+            f"error: {words[0]} cannot be measured\nhint: name one of: {'; '.join(get_args(How))}. Without a name: all"
+        )
     else:
         found = asdict(measure(Point(**json.loads(words[0]))))
     sys.stdout.write(json.dumps(found, indent=2) + "\n")

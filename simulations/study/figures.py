@@ -76,8 +76,9 @@ def clock_figure(summary: Summary) -> Figure | None:
             (at / unit, tuple(values[bisect_right(times, at + 1e-9) - 1] for times, values in tables)) for at in moments
         ]
         courses.append((index, arm, points))
+    label = f"virtual {name}, as long as every repeat lasted"
     return _courses(
-        "Accuracy by virtual time", courses, len(summary.arms), x_label=f"virtual {name}", whole=False, from_zero=True,
+        "Accuracy by virtual time", courses, len(summary.arms), x_label=label, whole=False, from_zero=True,
         x_text=lambda x: duration(x * unit),
     )  # fmt: skip
 

@@ -15,13 +15,13 @@ def figures(*, quick: bool) -> dict[str, float]:
     """All figures; one whose weights, ledgers or bytes are not as they have to be is left out."""
     runs = 1 if quick else 4
     measured = {
-        "linear_1000_cpu_over_loop": loop.ratio("linear_1000", 10 if quick else 30),
+        "linear_1000_cpu_over_loop": loop.ratio("linear_1000", 8 if quick else 30),
         "mlp_100_cpu_over_loop": loop.ratio("mlp_100", 5 if quick else 20),
-        "mlp_100_dp_cpu_over_plain_loop": loop.ratio("mlp_100", 5 if quick else 20, private=True),
+        "mlp_100_dp_cpu_over_plain_loop": loop.ratio("mlp_100", 4 if quick else 20, private=True),
         "cnn_cifar_cpu_over_loop": loop.ratio("cnn_cifar", 3, runs=runs),
         "lstm_cpu_over_loop": loop.ratio("lstm", 4, runs=runs),
         "population_1m_rss_mb": population_megabytes(POPULATION),
-        "two_workers_wall": two_workers(6 if quick else 20),
+        "two_workers_wall": two_workers(5 if quick else 20),
     }
     return {key: value for key, value in measured.items() if value is not None}
 
