@@ -107,7 +107,7 @@ class TestRun:
 
 
 class TestResume:
-    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
     @pytest.mark.parametrize(("place", "at"), [("started", 1), ("started", 4), ("reply", 5), ("recorded", 7)])
     def test_ends_with_the_same_bytes(self, place: str, at: int, workers: int, tmp_path: Path) -> None:
         """Stopped anywhere, a run goes on as if it had not been: the same clients are at work on the same models."""

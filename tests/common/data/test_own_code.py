@@ -53,8 +53,10 @@ def build(settings, seed):
     return Federation(schema=SCHEMA, clients=Population(NumberedNames(5_000_000), client), test=part(1))
 
 def with_entities(settings, seed):
-    population = Population(NumberedNames(9), lambda i: client(8))
-    return Federation(schema=SCHEMA, clients=population, test=part(1))
+    return Federation(schema=SCHEMA, clients=Population(["client-0000008"], lambda i: client(8)), test=part(1))
+
+def renamed(settings, seed):
+    return Federation(schema=SCHEMA, clients=Population(["a", "b"], lambda i: client(1)), test=part(1))
 
 def twice(settings, seed):
     return Federation(schema=SCHEMA, clients=Population(["a", "a"], client), test=part(1))
@@ -104,7 +106,9 @@ class TestPopulation:
         with pytest.raises(DataError, match=message):
             found.clients[index]
 
-    @pytest.mark.parametrize(("function", "message"), [("with_entities", "has entities"), ("twice", "same name")])
+    @pytest.mark.parametrize(
+        ("function", "message"), [("with_entities", "has entities"), ("twice", "same name"), ("renamed", "is called")]
+    )
     def test_what_can_be_seen_at_once_is_refused_at_once(
         self, tmp_path: Path, register: Register, function: str, message: str
     ) -> None:
