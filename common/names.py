@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -14,9 +15,9 @@ class SortedNames(Sequence[str]):
     logarithmic in their number; nothing but `__iter__` and slices looks at all of them.
     """
 
+    @abstractmethod
     def place(self, name: object) -> int | None:
         """The place of a name, or None where it is not there."""
-        raise NotImplementedError
 
     def __contains__(self, name: object) -> bool:
         """Whether a name is there."""

@@ -79,7 +79,7 @@ class RunFolder:
         Raises:
             RunError: The folder holds a run already, or anything else; it is being written; or it cannot be written.
         """
-        path = _new_folder(root, config.name) if path is None else path
+        path = new_folder(root, config.name) if path is None else path
         with disk_errors(path), ExitStack() as undo:
             path.mkdir(parents=True, exist_ok=True)
             _check_unused(path)
@@ -253,7 +253,7 @@ def list_runs(root: Path) -> list[RunSummary]:
     return sorted(runs, key=lambda run: (run.created, run.path.name), reverse=True)
 
 
-def _new_folder(root: Path, name: str) -> Path:
+def new_folder(root: Path, name: str) -> Path:
     """A folder that did not exist; the time in its name is in UTC."""
     base = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"
     for number in count(1):

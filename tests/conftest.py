@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
+
+# A loaded machine fails nothing: how long an example takes is no property of the code.
+settings.register_profile("coterie", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("coterie")
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self, overload
@@ -102,9 +103,9 @@ class StoredPopulation(Population):
     train: Rows
     test: Rows
 
+    @abstractmethod
     def over(self, train: Rows, test: Rows) -> Self:
         """The same population, its examples in other places of memory."""
-        raise NotImplementedError
 
 
 class DividedPopulation(StoredPopulation):

@@ -17,8 +17,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +25,7 @@ from pydantic import ValidationError
 from common.config import RunConfig
 from common.disk import acquire_lock, atomic_file, disk_errors
 from common.errors import RunError
+from server.store import new_folder
 from simulations.how import TRACE, How
 from simulations.study.arms import PlannedArm, PlannedRun, Varied
 
@@ -77,7 +76,7 @@ def create(study: Study, path: Path | None, *, root: Path) -> Path:
     Raises:
         RunError: The folder holds something already, or cannot be written.
     """
-    path = _new_folder(root, study.name) if path is None else path
+    path = new_folder(root, study.name) if path is None else path
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         names = {entry.name for entry in path.iterdir()}
@@ -133,19 +132,6 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
 def _write(path: Path, data: bytes) -> None:
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
-
-
-def _new_folder(root: Path, name: str) -> Path:
-    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{name}"
-    for n in count(1):
-        path = root / (stem if n == 1 else f"{stem}-{n}")
-        with disk_errors(path):
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-        return path
-    raise AssertionError  # pragma: no cover - count is endless
 
 
 def _document(study: Study) -> dict[str, Any]:
